@@ -123,16 +123,9 @@ def match_duplicates(candidates: Iterable[Candidate]) -> dict[ContentKey, Duplic
 
 
 def _by_rank(candidates: Iterable[Candidate]) -> list[tuple[Candidate, bool]]:
-    """Return the candidates by rank, and each late file's commitment, which is marked.
-
-    Former datasets matter for late files only.
-    """
-    candidates = list(candidates)
-    has_late = any(candidate.promised is not None for candidate in candidates)
+    """Return the candidates by rank, and each late file's commitment, which is marked."""
     ranked: list[tuple[Candidate, bool]] = []
     for candidate in candidates:
-        if candidate.is_former and not has_late:
-            continue
         ranked.append((candidate, False))
         if candidate.promised is not None:
             ranked.append((replace(candidate, rank=candidate.promised), True))

@@ -15,7 +15,7 @@ from template.rules.duplicates import (
     related_versions,
 )
 from template.rules.ledger import Content, LedgerRow, read_ledger
-from template.rules.stands import Version, find_versions, stands_at
+from template.rules.stands import Version, align, find_versions, stands_at
 
 Losses = Mapping[ContentKey, Sequence[float]]
 """Losses of each dataset, by number of the evaluation."""
@@ -74,7 +74,7 @@ def make_table(inputs: Inputs) -> Table:
     present: dict[SubmissionKey, Content] = {}
     waiting: dict[SubmissionKey, int] = {}
     readable: dict[str, int] = {}
-    candidates: dict[ContentKey, Candidate] = {}
+    public: list[tuple[bool, Version]] = []
     for hotkey, all_stands in inputs.stands.items():
         stands = stands_at(all_stands, inputs.block)
         usable = {stand.key: inputs.datasets[stand.key] for stand in stands if stand.key in inputs.datasets}
@@ -89,13 +89,11 @@ def make_table(inputs: Inputs) -> Table:
                     present[version.key] = _make_content(version, inputs)
                 else:
                     waiting[version.key] = version.rank_block
-        _add_candidates(candidates, versions, current, usable, inputs)
+        refusing = [*related_versions(versions, current, usable), *former_versions(versions, inputs.incentives)]
+        blocks = {version.first_block for version in refusing}
+        public += [(v.first_block not in blocks, v) for v in versions if v.public_block <= inputs.block]
+    duplicates = match_duplicates(_make_candidates(public, inputs).values())
     confirmed = {key: _confirmed_content(key, past, inputs.losses) for key, past in inputs.confirmed.items()}
-    for key, past in inputs.confirmed.items():
-        public = past.public or past.rank
-        if key not in candidates or candidates[key].is_former or public < candidates[key].rank:
-            candidates[key] = _make_candidate(key, public, past.row_keys, period)
-    duplicates = match_duplicates(candidates.values())
     in_ledger = {content.key: content for content in [*confirmed.values(), *present.values()]}
     ledger = read_ledger(
         [content for key, content in in_ledger.items() if key not in duplicates], inputs.competition, inputs.incentives
@@ -103,21 +101,27 @@ def make_table(inputs: Inputs) -> Table:
     return Table(present=present, waiting=waiting, readable=readable, duplicates=duplicates, ledger=ledger)
 
 
-def _add_candidates(
-    candidates: dict[ContentKey, Candidate],
-    versions: Sequence[Version],
-    current: SubmissionKey | None,
-    datasets: Mapping[SubmissionKey, Dataset],
-    inputs: Inputs,
-) -> None:
-    """Add the versions of one hotkey that are public, first those that can make others duplicates."""
-    refusing = [*related_versions(versions, current, datasets), *former_versions(versions, inputs.incentives)]
-    for version in (*refusing, *versions):
+def _make_candidates(versions: Sequence[tuple[bool, Version]], inputs: Inputs) -> dict[ContentKey, Candidate]:
+    """Return the datasets that are compared: confirmed ones, and versions.
+
+    A version whose place another dataset took matters only for files that came late.
+    versions: each after whether another dataset took its place.
+    """
+    period, confirmed = inputs.incentives.blocks_per_epoch, inputs.confirmed
+    ranks = {key: past.public or past.rank for key, past in confirmed.items()}
+    commits = [(version.public_block, version.public_commit_block) for _, version in versions]
+    commits += [(rank.block, rank.commit_block) for rank in ranks.values()]
+    has_late = any(block > align(commit, period) for block, commit in commits)
+    candidates: dict[ContentKey, Candidate] = {}
+    for is_former, version in sorted(versions, key=lambda item: item[0]):
         key = ContentKey(version.key.hotkey, version.digest)
-        if version.public_block <= inputs.block and key not in candidates:
-            public, row_keys = _public(version, inputs), datasets[version.key].row_keys
-            made = _make_candidate(key, public, row_keys, inputs.incentives.blocks_per_epoch)
-            candidates[key] = replace(made, is_former=version not in refusing)
+        if key not in candidates and (has_late or not is_former):
+            made = _make_candidate(key, _public(version, inputs), inputs.datasets[version.key].row_keys, period)
+            candidates[key] = replace(made, is_former=is_former)
+    for key, rank in ranks.items():
+        if key not in candidates or candidates[key].is_former or rank < candidates[key].rank:
+            candidates[key] = _make_candidate(key, rank, confirmed[key].row_keys, period)
+    return candidates
 
 
 def _public(version: Version, inputs: Inputs) -> Rank:

@@ -3,7 +3,7 @@
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tests.campaigns.soak.reference_rules import (
     Confirmed,
@@ -148,8 +148,12 @@ class GameState:
                 if version.public[0] <= block:
                     shield = self._make(hotkey, version)
                     candidates.setdefault(shield.key, shield)
+            for version in versions:
+                if version.public[0] <= block:
+                    former = replace(self._make(hotkey, version), replaced=True)
+                    candidates.setdefault(former.key, former)
         for key, past in self.confirmed.items():
-            if key not in candidates or past.public < candidates[key].public:
+            if key not in candidates or candidates[key].replaced or past.public < candidates[key].public:
                 candidates[key] = past
         duplicates = find_duplicates(candidates.values(), self.rules.blocks_per_epoch)
         paid = {**self.confirmed, **present}

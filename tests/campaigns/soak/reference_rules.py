@@ -69,7 +69,7 @@ class Version:
 
 @dataclass(frozen=True)
 class Entered:
-    """A dataset in the game. rank: of its pay; public: of who copied whom."""
+    """A dataset in the game. rank: of its pay; public: of who copied whom. replaced: by another, and no shield."""
 
     hotkey: str
     rows: frozenset[int]
@@ -77,6 +77,7 @@ class Entered:
     registration: int
     public: Rank
     seeded: int
+    replaced: bool = False
 
     @property
     def key(self) -> tuple[str, frozenset[int]]:
@@ -167,7 +168,8 @@ def most_shared(rows: int) -> int:
 def find_duplicates(candidates: Iterable[Entered], period: int) -> set[tuple[str, frozenset[int]]]:
     """Return the datasets that share too many rows with another's earlier original.
 
-    A late file is the last one of its block. The rows that nobody had before its commitment are its own from there on.
+    A late file is the last one of its block. The rows that nobody had before its commitment are its own from there on;
+    a replaced one has them until it arrives.
     """
     steps: list[tuple[Rank, bool, Entered]] = []
     for candidate in candidates:
@@ -190,11 +192,14 @@ def find_duplicates(candidates: Iterable[Entered], period: int) -> set[tuple[str
             originals.append((dataset.hotkey, promises[dataset.key]))
             known |= promises[dataset.key]
         elif not is_promise:
-            if is_duplicate:
+            known |= dataset.rows
+            if dataset.replaced:
+                own = (dataset.hotkey, promises.get(dataset.key, frozenset()))
+                originals = [original for original in originals if original != own]
+            elif is_duplicate:
                 duplicates.add(dataset.key)
             else:
                 originals.append((dataset.hotkey, dataset.rows))
-            known |= dataset.rows
     return duplicates
 
 
