@@ -212,17 +212,16 @@ def estimate(losses: Sequence[float], sd: float) -> Estimate:
 def walk_ledger(
     entered: Iterable[Entered], losses: Mapping[tuple[str, frozenset[int]], Sequence[float]], rules: Rules
 ) -> list[Confirmed]:
-    """Credit each record with the score that it adds to the best loss before it."""
+    """Credit each record with the score that it adds, but for `epsilon`, to the best loss before it."""
     lines, best = [], rules.curve.bench
     for dataset in sorted(entered, key=lambda dataset: dataset.rank):
         runs = losses.get(dataset.key, ())
         if len(runs) < rules.evaluations:
             continue
         paid = estimate(runs, rules.sd)
-        is_record = paid.loss <= best - rules.epsilon
-        credit = rules.curve.score(paid.loss) - rules.curve.score(best) if is_record else 0.0
+        credit = max(0.0, rules.curve.score(paid.loss + rules.epsilon) - rules.curve.score(best))
         lines.append(Confirmed(dataset, paid, best, credit))
-        best = paid.loss if is_record else best
+        best = paid.loss if credit > 0 else best
     return lines
 
 
