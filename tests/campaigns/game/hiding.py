@@ -158,15 +158,39 @@ class MosaicBlocker(Researcher):
             theirs = game.commitments[rival]
             others = public_rows(game, [rival, *self.hotkeys[1:]])
             if hotkey in self.last and len(set(theirs.rows.numbers) & set(self.last[hotkey].numbers)) > PART:
-                game.show(hotkey)
+                self.block(game, hotkey)
             elif theirs.key in game.datasets and others:
-                self._hide(game, hotkey, combine(theirs.rows, others[0]))
+                parts = combine(theirs.rows, others[0])
+                if self.parts.get(hotkey) != parts or self.is_due(game, hotkey):
+                    self.parts[hotkey] = parts
+                    self.hide(game, hotkey, Rows((*parts, *self.make_rows(game, 0.0, count=ROWS - len(parts)).numbers)))
 
-    def _hide(self, game: Game, hotkey: str, parts: tuple[int, ...]) -> None:
-        if self.parts.get(hotkey) != parts:
-            rows = Rows((*parts, *self.make_rows(game, 0.0, count=ROWS - len(parts)).numbers))
-            game.commit(hotkey, rows, is_visible=False)
-            self.parts[hotkey], self.last[hotkey] = parts, rows
+    def is_due(self, game: Game, hotkey: str) -> bool:
+        """Check that a mosaic would become public by itself."""
+        return False
+
+    def hide(self, game: Game, hotkey: str, rows: Rows) -> None:
+        game.commit(hotkey, rows, is_visible=False)
+        self.last[hotkey] = rows
+
+    def block(self, game: Game, hotkey: str) -> None:
+        game.show(hotkey)
+
+
+class SealedMosaicBlocker(MosaicBlocker):
+    """Seals such mosaics for six rounds, and replaces them before if they block nothing."""
+
+    rounds = 6
+
+    def is_due(self, game: Game, hotkey: str) -> bool:
+        return game.commitments[hotkey].reveal_block <= game.block
+
+    def hide(self, game: Game, hotkey: str, rows: Rows) -> None:
+        game.commit(hotkey, rows, sealed_rounds=self.rounds)
+        self.last[hotkey] = rows
+
+    def block(self, game: Game, hotkey: str) -> None:
+        """Let it be revealed."""
 
 
 class PaidRivalHider(Researcher):

@@ -115,6 +115,7 @@ STRATEGIES = (
         rivals=Keeper,
     ),
     Strategy(name="upload mosaics that block a record", make=hiding.MosaicBlocker, hotkeys=20, rivals=Combiner),
+    Strategy(name="seal mosaics that block a record", make=hiding.SealedMosaicBlocker, hotkeys=20, rivals=Combiner),
     Strategy(name="hide paid files three days of 14", make=hiding.PaidRivalHider),
     Strategy(name="a validator with 40% of the stake", bound=Bound.COLLUSION, stake=0.4),
     Strategy(name="return to the lucky", make=luck.ReturnToLucky, hotkeys=20),
