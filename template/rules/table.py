@@ -116,7 +116,9 @@ def _make_candidates(versions: Sequence[tuple[bool, Version]], inputs: Inputs) -
     for is_former, version in sorted(versions, key=lambda item: item[0]):
         key = ContentKey(version.key.hotkey, version.digest)
         if key not in candidates and (has_late or not is_former):
-            made = _make_candidate(key, _public(version, inputs), inputs.datasets[version.key].row_keys, period)
+            # Each version that is compared for late files alone would cost a request for its block's hash.
+            public = _public(version, "" if is_former else inputs.block_hash(version.public_block))
+            made = _make_candidate(key, public, inputs.datasets[version.key].row_keys, period)
             candidates[key] = replace(made, is_former=is_former)
     for key, rank in ranks.items():
         if key not in candidates or candidates[key].is_former or rank < candidates[key].rank:
@@ -124,10 +126,9 @@ def _make_candidates(versions: Sequence[tuple[bool, Version]], inputs: Inputs) -
     return candidates
 
 
-def _public(version: Version, inputs: Inputs) -> Rank:
+def _public(version: Version, block_hash: str) -> Rank:
     key = ContentKey(version.key.hotkey, version.digest)
-    hashed = tie_break(inputs.block_hash(version.public_block), key)
-    return Rank(version.public_block, version.public_commit_block, hashed)
+    return Rank(version.public_block, version.public_commit_block, tie_break(block_hash, key))
 
 
 def tie_break(block_hash: str, key: ContentKey) -> bytes:
@@ -142,7 +143,7 @@ def _make_content(version: Version, inputs: Inputs) -> Content:
     key = ContentKey(version.key.hotkey, version.digest)
     if key in inputs.confirmed:
         return _confirmed_content(key, inputs.confirmed[key], inputs.losses)
-    public = _public(version, inputs)
+    public = _public(version, inputs.block_hash(version.public_block))
     return Content(
         key=key,
         rank=Rank(version.rank_block, version.commit_block, public.tie_break),

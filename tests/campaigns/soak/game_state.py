@@ -3,7 +3,7 @@
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from tests.campaigns.soak.reference_rules import (
     Confirmed,
@@ -150,7 +150,7 @@ class GameState:
                     candidates.setdefault(shield.key, shield)
             for version in versions:
                 if version.public[0] <= block:
-                    former = replace(self._make(hotkey, version), replaced=True)
+                    former = self._make(hotkey, version, replaced=True)
                     candidates.setdefault(former.key, former)
         for key, past in self.confirmed.items():
             if key not in candidates or candidates[key].replaced or past.public < candidates[key].public:
@@ -163,9 +163,9 @@ class GameState:
     def _enter(self, hotkey: str, version: Version) -> Entered:
         return self.confirmed.get((hotkey, version.rows)) or self._make(hotkey, version)
 
-    def _make(self, hotkey: str, version: Version) -> Entered:
-        public = version.public[0]
-        tie = hashlib.sha256(f"{self._hash(public)}\n{hotkey}\n{self.digest_of(version.rows)}".encode()).digest()
+    def _make(self, hotkey: str, version: Version, *, replaced: bool = False) -> Entered:
+        block_hash = "" if replaced else self._hash(version.public[0])
+        tie = hashlib.sha256(f"{block_hash}\n{hotkey}\n{self.digest_of(version.rows)}".encode()).digest()
         return Entered(
             hotkey=hotkey,
             rows=version.rows,
@@ -173,6 +173,7 @@ class GameState:
             registration=version.registration,
             public=(*version.public, tie),
             seeded=version.seeded,
+            replaced=replaced,
         )
 
     def _hash(self, block: int) -> str:
