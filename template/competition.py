@@ -157,11 +157,11 @@ class Seeds(StrEnum):
 class Incentives:
     """Rules by which evaluations become weights; see docs/incentives.md.
 
-    epsilon: least improvement that is paid, in nats. sd: standard deviation of a dataset's loss between seeds, in nats.
-    evaluations: of a dataset until it is confirmed. hold: of a record in all. slots: of a round. half_life_blocks: time
-    in which a credit halves. update_blocks: time from one dataset of a hotkey to its next. blocks_per_epoch: length of
-    a round; rounds start at multiples of it, from start_block on. season_block: datasets are evaluated in rounds from
-    here on; 0 for start_block. Raises: ConfigError naming an invalid field.
+    epsilon: part of an improvement that is not paid, in nats. sd: standard deviation of a dataset's loss between seeds,
+    in nats. evaluations: of a dataset until it is confirmed. hold: of a record in all. slots: of a round.
+    half_life_blocks: time in which a credit halves. update_blocks: time from one dataset of a hotkey to its next.
+    blocks_per_epoch: length of a round; rounds start at multiples of it, from start_block on. season_block: datasets
+    are evaluated in rounds from here on; 0 for start_block. Raises: ConfigError naming an invalid field.
     """
 
     reward: Reward = Reward.IMPROVEMENT

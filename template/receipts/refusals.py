@@ -9,10 +9,10 @@ from template.errors import Reason, RemoteError, SubmissionError
 from template.receipts.findings import Finding, Kind
 from template.receipts.history import CheckedRound
 from template.receipts.round_file import RoundFile, RoundHeader, TableLine
-from template.records import Dataset, LedgerLine, SubmissionKey
-from template.rules.duplicates import max_shared
+from template.records import ContentKey, Dataset, LedgerLine, Rank, SubmissionKey
+from template.rules.duplicates import Candidate, match_duplicates, max_shared, public_ranks
 from template.rules.entries import MISSING
-from template.rules.stands import align
+from template.rules.stands import Version, align
 
 # Reasons that follow from the text of a commitment, and those from the content of a file.
 _OF_TEXT = (Reason.BAD_COMMITMENT, Reason.WRONG_COMPETITION, Reason.BEFORE_REGISTRATION)
@@ -116,27 +116,37 @@ class RefusalCheck:
 
     def find_copies(self, header: RoundHeader, checked: CheckedRound) -> list[Finding]:
         """Download a round's datasets; find paid copies of earlier datasets."""
-        ranks = {
-            (version.key.hotkey, version.digest): (version.public_block, version.public_commit_block)
-            for version in checked.versions.values()
-        }
-        lines = [line for line in header.table if line.reason is None and (line.hotkey, line.digest) in ranks]
-        rows: dict[str, set[bytes]] = {}
+        period = header.incentives.blocks_per_epoch
+        lines = [line for line in header.table if line.reason is None and line.digest is not None]
+        candidates: list[Candidate] = []
         for line in lines if any(line.weight > 0.0 for line in lines) else ():
+            version = checked.versions.get(ContentKey(line.hotkey, line.digest or ""))
+            if version is None:
+                continue
             try:
                 dataset = self._read_once(line.hotkey, line.entry)
-                rows[line.hotkey] = set() if isinstance(dataset, SubmissionError) else set(dataset.row_keys)
             except RemoteError as error:
                 self.unanswered.append(f"{line.hotkey}: {error}")
-        findings = []
-        for line in lines:
-            own, rank = rows.get(line.hotkey, set()), ranks[(line.hotkey, line.digest or "")]
-            for other in lines if line.weight > 0.0 else ():
-                shared = len(own & rows.get(other.hotkey, set()))
-                is_later = ranks[(other.hotkey, other.digest or "")] < rank
-                if other.hotkey != line.hotkey and is_later and shared > max_shared(len(own)):
-                    text = f"has a share, and {shared} of its {len(own)} rows are in the earlier dataset of"
-                    findings.append(Finding(Kind.COPY, f"{line.hotkey}: {text} {other.hotkey}"))
+                continue
+            rank, promised = _ranks(version, period)
+            row_keys = () if isinstance(dataset, SubmissionError) else dataset.row_keys
+            candidates.append(
+                Candidate(hotkey=line.hotkey, digest=version.digest, rank=rank, promised=promised, row_keys=row_keys)
+            )
+        by_key = {ContentKey(candidate.hotkey, candidate.digest): candidate for candidate in candidates}
+        paid, findings = {line.hotkey for line in lines if line.weight > 0.0}, []
+        for key, duplicate in match_duplicates(candidates).items():
+            own, original = by_key[key], by_key[ContentKey(duplicate.hotkey, duplicate.digest)]
+            # Within one commit block, only the block's hash decides.
+            if key.hotkey not in paid or own.rank[:2] == original.rank[:2]:
+                continue
+            shared = f"{duplicate.shared} of its {len(set(own.row_keys))} rows"
+            text = f"{key.hotkey}: has a share, and {shared} are in the earlier dataset of {duplicate.hotkey}"
+            if original.rank < own.rank:
+                findings.append(Finding(Kind.COPY, text))
+            else:
+                # Rows of earlier datasets do not count, and not all of them are in this file.
+                self.notes.append(f"{text}, whose file came later")
         return findings
 
     def _check_waiting(self, line: TableLine, header: RoundHeader, checked: CheckedRound) -> Iterator[Finding]:
@@ -185,7 +195,8 @@ class RefusalCheck:
         if not 0 < block <= header.start_block:
             yield Finding(Kind.REFUSAL, f"{where} of a dataset from block {block}, which is not in the past")
             return
-        yield from _check_order(line, hotkey, prefix, block, checked)
+        period = header.incentives.blocks_per_epoch
+        yield from _check_order(line, hotkey, prefix, block, checked, period)
         text = self._commitments.get((hotkey, prefix))
         if self._chain is not None:
             public = next((item for item in self._chain.snapshot(block).commitments if item.hotkey == hotkey), None)
@@ -209,6 +220,23 @@ class RefusalCheck:
         if actual <= allowed or actual != shared:
             text = f"shares {actual} rows with the dataset of {hotkey}, not {shared}; {allowed} are allowed"
             yield Finding(Kind.REFUSAL, f"{where} that {text}")
+        version = checked.versions.get(ContentKey(hotkey, original.digest))
+        promised = None if version is None else _ranks(version, period)[1]
+        if promised is not None and promised.block == block:
+            new = (rows & set(original.row_keys)) - self._rows_before(promised, header, checked)
+            if len(new) <= allowed:
+                text = f"{len(new)} of the shared rows were in no dataset before the commitment of {hotkey}"
+                yield Finding(Kind.REFUSAL, f"{where} of a file that came later: {text}; {allowed} are allowed")
+
+    def _rows_before(self, rank: Rank, header: RoundHeader, checked: CheckedRound) -> set[bytes]:
+        """Return the rows that other datasets of the table had in public before a rank."""
+        rows: set[bytes] = set()
+        for line in header.table:
+            version = checked.versions.get(ContentKey(line.hotkey, line.digest or ""))
+            if version is not None and _ranks(version, header.incentives.blocks_per_epoch)[0] < rank:
+                dataset = self._read_once(line.hotkey, line.entry)
+                rows.update(() if isinstance(dataset, SubmissionError) else dataset.row_keys)
+        return rows
 
     def _read_once(self, hotkey: str, text: str) -> Dataset | SubmissionError:
         key = SubmissionKey(hotkey, text)
@@ -220,7 +248,13 @@ class RefusalCheck:
         return self._read[key]
 
 
-def _check_order(line: TableLine, hotkey: str, prefix: str, block: int, checked: CheckedRound) -> Iterator[Finding]:
+def _ranks(version: Version, period: int) -> tuple[Rank, Rank | None]:
+    return public_ranks(Rank(version.public_block, version.public_commit_block, b""), period)
+
+
+def _check_order(
+    line: TableLine, hotkey: str, prefix: str, block: int, checked: CheckedRound, period: int
+) -> Iterator[Finding]:
     """Check that the original's rows were public before the duplicate's.
 
     Only rows that became public within these files can be compared.
@@ -228,12 +262,13 @@ def _check_order(line: TableLine, hotkey: str, prefix: str, block: int, checked:
     versions = [version for version in checked.versions.values() if version.public_block >= checked.first_block]
     own = next((v for v in versions if (v.key.hotkey, v.digest) == (line.hotkey, line.digest)), None)
     original = next((v for v in versions if v.key.hotkey == hotkey and v.digest.startswith(prefix)), None)
-    rank = (block, 0 if original is None else original.public_commit_block)
-    if original is not None and block < original.public_block:
-        text = (
-            f"the original's rows are public from block {block} in the message, by the entries {original.public_block}"
-        )
-        yield Finding(Kind.RANK, f"{line.hotkey}: {text}")
-    if own is not None and rank > (own.public_block, own.public_commit_block):
+    rank = Rank(block, 0, b"")
+    if original is not None:
+        arrived, promised = _ranks(original, period)
+        rank = promised if promised is not None and promised.block == block else arrived._replace(block=block)
+        if block < original.public_block and rank != promised:
+            text = f"public from block {block} in the message, by the entries {original.public_block}"
+            yield Finding(Kind.RANK, f"{line.hotkey}: the original's rows are {text}")
+    if own is not None and rank[:2] > _ranks(own, period)[0][:2]:
         text = f"duplicate of rows that were public later: {block}, its own {own.public_block}"
         yield Finding(Kind.REFUSAL, f"{line.hotkey}: {text}")

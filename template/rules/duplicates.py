@@ -1,7 +1,7 @@
 """Decide which datasets are duplicates of which earlier ones."""
 
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from template.competition import Incentives
 from template.constants import MAX_SHARED_PERCENT
@@ -18,13 +18,16 @@ MAX_VERSIONS = 8
 class Candidate:
     """A dataset that passed every other rule.
 
-    rank: from the block at which its rows were first public.
+    rank: from the block at which its rows were first public. promised: from the commitment to a file that came later,
+    None for a file that was there. is_former: another dataset took its place, and it makes no later one a duplicate.
     """
 
     hotkey: str
     digest: str
     rank: Rank
     row_keys: tuple[bytes, ...]
+    promised: Rank | None = None
+    is_former: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +55,28 @@ def max_shared(row_count: int) -> int:
     return row_count * MAX_SHARED_PERCENT // 100
 
 
+def public_ranks(public: Rank, period: int) -> tuple[Rank, Rank | None]:
+    """Return the rank of a dataset's rows, and that of the commitment if its file came late.
+
+    Among datasets of one aligned block, a late file is the last: it may have been uploaded because of another.
+    public: block from which the rows were public, and commit block.
+    """
+    promised = public._replace(block=align(public.commit_block, period))
+    if promised.block >= public.block:
+        return public, None
+    return public._replace(commit_block=public.block), promised
+
+
 def match_duplicates(candidates: Iterable[Candidate]) -> dict[ContentKey, Duplicate]:
     """Find the candidates that share too many of their rows with one original.
 
     Of several originals, the earliest is returned. A duplicate makes no other candidate a duplicate, and neither does a
     dataset of the same hotkey. Include earlier versions of each hotkey's dataset: it is public once committed, and a
     duplicate of the first version would otherwise be earlier than the author's second version.
+
+    A file that came late is compared twice. Rows that no candidate had before its commitment are its own from there on:
+    only its author can have known them. The others count from its arrival, so nobody can collect public rows in a
+    hidden file, and show it when another has published the same ones.
 
     Rows repeated within a candidate count once. The order of `candidates` does not matter. An index by row counts
     shared rows with all originals at once, so the cost does not grow with near misses.
@@ -66,14 +85,27 @@ def match_duplicates(candidates: Iterable[Candidate]) -> dict[ContentKey, Duplic
     # Bit i marks originals[i].
     holders: dict[bytes, int] = {}
     own: dict[str, int] = {}
+    known: set[bytes] = set()
+    promised: dict[ContentKey, set[bytes]] = {}
+    promise_bits: dict[ContentKey, int] = {}
+    ended = 0
     duplicates: dict[ContentKey, Duplicate] = {}
-    for candidate in sorted(candidates, key=lambda candidate: candidate.rank):
-        keys = set(candidate.row_keys)
-        masks = [holders[key] for key in keys if key in holders]
-        matches = _in_more_than(max_shared(len(keys)), masks) & ~own.get(candidate.hotkey, 0)
+    for candidate, is_promise in _by_rank(candidates):
+        key, keys = ContentKey(candidate.hotkey, candidate.digest), set(candidate.row_keys)
+        compared = keys - promised.get(key, set())
+        masks = [holders[row] for row in compared if row in holders]
+        matches = _in_more_than(max_shared(len(keys)), masks) & ~own.get(candidate.hotkey, 0) & ~ended
+        if matches and is_promise:
+            continue
+        if is_promise:
+            keys = promised[key] = keys - known
+        known |= keys
+        if candidate.is_former and not is_promise:
+            ended |= promise_bits.get(key, 0)
+            continue
         if matches:
             original = originals[(matches & -matches).bit_length() - 1]
-            duplicates[ContentKey(candidate.hotkey, candidate.digest)] = Duplicate(
+            duplicates[key] = Duplicate(
                 hotkey=original.hotkey,
                 digest=original.digest,
                 block=original.rank.block,
@@ -81,11 +113,23 @@ def match_duplicates(candidates: Iterable[Candidate]) -> dict[ContentKey, Duplic
             )
             continue
         bit = 1 << len(originals)
-        for key in keys:
-            holders[key] = holders.get(key, 0) | bit
+        for row in keys:
+            holders[row] = holders.get(row, 0) | bit
         own[candidate.hotkey] = own.get(candidate.hotkey, 0) | bit
+        if is_promise:
+            promise_bits[key] = bit
         originals.append(candidate)
     return duplicates
+
+
+def _by_rank(candidates: Iterable[Candidate]) -> list[tuple[Candidate, bool]]:
+    """Return the candidates by rank, and each late file's commitment, which is marked."""
+    ranked: list[tuple[Candidate, bool]] = []
+    for candidate in candidates:
+        ranked.append((candidate, False))
+        if candidate.promised is not None:
+            ranked.append((replace(candidate, rank=candidate.promised), True))
+    return sorted(ranked, key=lambda item: item[0].rank)
 
 
 def _in_more_than(limit: int, masks: Sequence[int]) -> int:

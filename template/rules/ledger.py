@@ -1,9 +1,9 @@
 """Ledger of confirmed datasets and the credit of each improvement.
 
 A dataset's loss is estimated from several evaluations. With enough of them the dataset is confirmed and enters the
-ledger. The ledger is read by rank: a dataset that is better than all before it by `epsilon` is a record, and its credit
-is the score that it adds. So the credits of many hotkeys add up to the improvement that they made together, however it
-was split.
+ledger. The ledger is read by rank: a dataset that is better than all before it by more than `epsilon` is a record, and
+its credit is the score that it adds beyond `epsilon`. So the credits of many hotkeys add up to no more than the
+improvement that they made together, however it was split.
 """
 
 import functools
@@ -96,10 +96,12 @@ def read_ledger(contents: Iterable[Content], competition: Competition, incentive
 
 
 def record_credit(loss: float, frontier: float, competition: Competition, incentives: Incentives) -> float | None:
-    """Return the score that a record adds; None for a loss that is no record."""
-    if loss <= frontier - incentives.epsilon:
-        return score_of(loss, competition) - score_of(frontier, competition)
-    return None
+    """Return the score that a record adds beyond `epsilon`; None for a loss that is no record.
+
+    The first `epsilon` is not paid. Otherwise many tries at a smaller improvement would pay: luck adds the rest.
+    """
+    credit = score_of(loss + incentives.epsilon, competition) - score_of(frontier, competition)
+    return credit if credit > 0.0 else None
 
 
 def frontier_before(rank: Rank, ledger: Sequence[LedgerRow], bench: float) -> float:

@@ -2,13 +2,20 @@
 
 import hashlib
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from template.competition import Competition, Incentives
 from template.records import Confirmed, ContentKey, Dataset, Entry, Rank, Stand, SubmissionKey
-from template.rules.duplicates import Candidate, Duplicate, former_versions, match_duplicates, related_versions
+from template.rules.duplicates import (
+    Candidate,
+    Duplicate,
+    former_versions,
+    match_duplicates,
+    public_ranks,
+    related_versions,
+)
 from template.rules.ledger import Content, LedgerRow, read_ledger
-from template.rules.stands import Version, find_versions, stands_at
+from template.rules.stands import Version, align, find_versions, stands_at
 
 Losses = Mapping[ContentKey, Sequence[float]]
 """Losses of each dataset, by number of the evaluation."""
@@ -67,7 +74,7 @@ def make_table(inputs: Inputs) -> Table:
     present: dict[SubmissionKey, Content] = {}
     waiting: dict[SubmissionKey, int] = {}
     readable: dict[str, int] = {}
-    candidates: dict[ContentKey, Candidate] = {}
+    public: list[tuple[bool, Version]] = []
     for hotkey, all_stands in inputs.stands.items():
         stands = stands_at(all_stands, inputs.block)
         usable = {stand.key: inputs.datasets[stand.key] for stand in stands if stand.key in inputs.datasets}
@@ -83,16 +90,10 @@ def make_table(inputs: Inputs) -> Table:
                 else:
                     waiting[version.key] = version.rank_block
         refusing = [*related_versions(versions, current, usable), *former_versions(versions, inputs.incentives)]
-        for version in refusing:
-            key = ContentKey(hotkey, version.digest)
-            if version.public_block <= inputs.block:
-                candidates.setdefault(key, _make_candidate(key, _public(version, inputs), usable[version.key].row_keys))
+        blocks = {version.first_block for version in refusing}
+        public += [(v.first_block not in blocks, v) for v in versions if v.public_block <= inputs.block]
+    duplicates = match_duplicates(_make_candidates(public, inputs).values())
     confirmed = {key: _confirmed_content(key, past, inputs.losses) for key, past in inputs.confirmed.items()}
-    for key, past in inputs.confirmed.items():
-        public = past.public or past.rank
-        if key not in candidates or public < candidates[key].rank:
-            candidates[key] = _make_candidate(key, public, past.row_keys)
-    duplicates = match_duplicates(candidates.values())
     in_ledger = {content.key: content for content in [*confirmed.values(), *present.values()]}
     ledger = read_ledger(
         [content for key, content in in_ledger.items() if key not in duplicates], inputs.competition, inputs.incentives
@@ -100,10 +101,34 @@ def make_table(inputs: Inputs) -> Table:
     return Table(present=present, waiting=waiting, readable=readable, duplicates=duplicates, ledger=ledger)
 
 
-def _public(version: Version, inputs: Inputs) -> Rank:
+def _make_candidates(versions: Sequence[tuple[bool, Version]], inputs: Inputs) -> dict[ContentKey, Candidate]:
+    """Return the datasets that are compared: confirmed ones, and versions.
+
+    A version whose place another dataset took matters only for files that came late.
+    versions: each after whether another dataset took its place.
+    """
+    period, confirmed = inputs.incentives.blocks_per_epoch, inputs.confirmed
+    ranks = {key: past.public or past.rank for key, past in confirmed.items()}
+    commits = [(version.public_block, version.public_commit_block) for _, version in versions]
+    commits += [(rank.block, rank.commit_block) for rank in ranks.values()]
+    has_late = any(block > align(commit, period) for block, commit in commits)
+    candidates: dict[ContentKey, Candidate] = {}
+    for is_former, version in sorted(versions, key=lambda item: item[0]):
+        key = ContentKey(version.key.hotkey, version.digest)
+        if key not in candidates and (has_late or not is_former):
+            # Each version that is compared for late files alone would cost a request for its block's hash.
+            public = _public(version, "" if is_former else inputs.block_hash(version.public_block))
+            made = _make_candidate(key, public, inputs.datasets[version.key].row_keys, period)
+            candidates[key] = replace(made, is_former=is_former)
+    for key, rank in ranks.items():
+        if key not in candidates or candidates[key].is_former or rank < candidates[key].rank:
+            candidates[key] = _make_candidate(key, rank, confirmed[key].row_keys, period)
+    return candidates
+
+
+def _public(version: Version, block_hash: str) -> Rank:
     key = ContentKey(version.key.hotkey, version.digest)
-    hashed = tie_break(inputs.block_hash(version.public_block), key)
-    return Rank(version.public_block, version.public_commit_block, hashed)
+    return Rank(version.public_block, version.public_commit_block, tie_break(block_hash, key))
 
 
 def tie_break(block_hash: str, key: ContentKey) -> bytes:
@@ -118,7 +143,7 @@ def _make_content(version: Version, inputs: Inputs) -> Content:
     key = ContentKey(version.key.hotkey, version.digest)
     if key in inputs.confirmed:
         return _confirmed_content(key, inputs.confirmed[key], inputs.losses)
-    public = _public(version, inputs)
+    public = _public(version, inputs.block_hash(version.public_block))
     return Content(
         key=key,
         rank=Rank(version.rank_block, version.commit_block, public.tie_break),
@@ -139,5 +164,6 @@ def _confirmed_content(key: ContentKey, past: Confirmed, losses: Losses) -> Cont
     )
 
 
-def _make_candidate(key: ContentKey, public: Rank, row_keys: tuple[bytes, ...]) -> Candidate:
-    return Candidate(hotkey=key.hotkey, digest=key.digest, rank=public, row_keys=row_keys)
+def _make_candidate(key: ContentKey, public: Rank, row_keys: tuple[bytes, ...], period: int) -> Candidate:
+    rank, promised = public_ranks(public, period)
+    return Candidate(hotkey=key.hotkey, digest=key.digest, rank=rank, promised=promised, row_keys=row_keys)

@@ -25,20 +25,36 @@ def candidate(hotkey: str, block: int, rows: range | list[int], digest: str = "d
 
 
 def brute_force(candidates: list[Candidate]) -> dict[ContentKey, Duplicate]:
-    """Compare every pair."""
-    originals: list[Candidate] = []
+    """Compare every pair, in the order in which datasets were promised and became public."""
+    steps = [(late.rank, False, late) for late in candidates]
+    steps += [(late.promised, True, late) for late in candidates if late.promised is not None]
+    originals: list[tuple[Candidate, int, set[bytes]]] = []
+    public: set[bytes] = set()
+    promises: dict[str, set[bytes]] = {}
     duplicates: dict[ContentKey, Duplicate] = {}
-    for late in sorted(candidates, key=lambda candidate: candidate.rank):
+    for rank, is_promise, late in sorted(steps, key=lambda step: step[0]):
         rows = set(late.row_keys)
-        for early in originals:
-            shared = len(set(early.row_keys) & rows)
-            if early.hotkey != late.hotkey and shared > max_shared(len(rows)):
+        foreign = rows - promises.get(late.digest, set())
+        matches = [
+            (early, block)
+            for early, block, held in originals
+            if early.hotkey != late.hotkey and len(held & foreign) > max_shared(len(rows))
+        ]
+        if is_promise and not matches:
+            promises[late.digest] = rows - public
+            originals.append((late, rank.block, promises[late.digest]))
+            public |= promises[late.digest]
+        elif not is_promise:
+            public |= rows
+            if late.is_former:
+                originals = [entry for entry in originals if entry[0] is not late]
+            elif matches:
+                early, block = matches[0]
                 duplicates[ContentKey(late.hotkey, late.digest)] = Duplicate(
-                    hotkey=early.hotkey, digest=early.digest, block=early.rank.block, shared=shared
+                    hotkey=early.hotkey, digest=early.digest, block=block, shared=len(set(early.row_keys) & rows)
                 )
-                break
-        else:
-            originals.append(late)
+            else:
+                originals.append((late, rank.block, rows))
     return duplicates
 
 
@@ -92,7 +108,7 @@ def test_duplicates_name_their_original(example: str) -> None:
 def random_instance(seed: int) -> list[Candidate]:
     rng = random.Random(seed)
     rows = rng.randrange(4, 40)
-    return [
+    candidates = [
         candidate(
             f"h{rng.randrange(6)}",
             rng.randrange(5),
@@ -101,6 +117,12 @@ def random_instance(seed: int) -> list[Candidate]:
         )
         for number in range(rng.randrange(1, 14))
     ]
+    return [late if rng.random() < 0.5 else make_late(late, rng) for late in candidates]
+
+
+def make_late(late: Candidate, rng: random.Random) -> Candidate:
+    promised = late.rank._replace(block=late.rank.block - rng.randrange(1, 4))
+    return replace(late, promised=promised, is_former=rng.random() < 0.3)
 
 
 def test_pairwise_comparison_in_any_order_finds_the_same() -> None:

@@ -68,11 +68,12 @@ def test_estimate_does_not_depend_on_the_order_of_runs() -> None:
     assert all(estimate_loss(draw.sample(losses, 48), 0.005) == expected for _ in range(20))
 
 
-def test_record_is_credited_what_it_adds_to_the_score() -> None:
+def test_record_is_credited_what_it_adds_beyond_epsilon() -> None:
     first, second = read(make_content("b", 20, [2.45] * 4), make_content("a", 10, [2.5] * 4))
     assert (first.content.key.hotkey, first.frontier, second.frontier) == ("a", COMPETITION.bench, 2.5)
-    assert first.credit == score_of(2.5, COMPETITION) - score_of(COMPETITION.bench, COMPETITION)
-    assert second.credit == score_of(2.45, COMPETITION) - score_of(2.5, COMPETITION)
+    epsilon = RULES.epsilon
+    assert first.credit == score_of(2.5 + epsilon, COMPETITION) - score_of(COMPETITION.bench, COMPETITION)
+    assert second.credit == score_of(2.45 + epsilon, COMPETITION) - score_of(2.5, COMPETITION)
 
 
 @pytest.mark.parametrize(("loss", "is_record"), [(2.4951, False), (2.4949, True), (2.7, False)])
@@ -87,13 +88,21 @@ def test_dataset_enters_the_ledger_with_enough_runs() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_credits_add_up_to_the_whole_improvement(seed: int) -> None:
+def test_credits_add_up_to_the_improvement_less_epsilons(seed: int) -> None:
     draw = random.Random(seed)
     names = [f"h{number}" for number in range(draw.randrange(1, 30))]
     rows = read(*(make_content(name, draw.randrange(9), [draw.uniform(2.41, 2.7)] * 4) for name in names))
-    best = min([COMPETITION.bench, *(row.estimate.loss for row in rows if row.credit > 0.0)])
+    records = [row.estimate.loss for row in rows if row.credit > 0.0]
+    best = min([COMPETITION.bench, *records])
     total = score_of(best, COMPETITION) - score_of(COMPETITION.bench, COMPETITION)
-    assert math.isclose(math.fsum(row.credit for row in rows), total, abs_tol=1e-12)
+    deducted = [score_of(loss, COMPETITION) - score_of(loss + RULES.epsilon, COMPETITION) for loss in records]
+    assert math.isclose(math.fsum(row.credit for row in rows), total - math.fsum(deducted), abs_tol=1e-12)
+
+
+def test_improvement_in_two_steps_earns_less_than_in_one() -> None:
+    steps = read(make_content("a", 10, [2.5] * 4), make_content("b", 20, [2.45] * 4))
+    (one,) = read(make_content("b", 20, [2.45] * 4))
+    assert math.fsum(row.credit for row in steps) < one.credit
 
 
 def test_frontier_is_the_best_record_of_earlier_rank() -> None:

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
-from template.competition import Incentives
+from template.competition import Competition, Incentives
 from template.records import Stand, SubmissionKey
 from template.rules import evaluations, leaderboard, ledger, stands, table
 from template.rules.evaluations import PlannedEvaluation, seed_block
+from template.rules.scoring import score_of
 from template.rules.stands import Version
 from tests.campaigns.game import improvements, luck, run, world
 from tests.campaigns.game.run import Result, Strategy, format_ratio
@@ -46,6 +47,12 @@ class Ablation:
 
 def _mean_loss(losses: Sequence[float], sd: float) -> ledger.Estimate:
     return dataclasses.replace(_estimate_loss(losses, sd), loss=_estimate_loss(losses, sd).mean)
+
+
+def _pay_from_frontier(loss: float, frontier: float, competition: Competition, incentives: Incentives) -> float | None:
+    if loss > frontier - incentives.epsilon:
+        return None
+    return score_of(loss, competition) - score_of(frontier, competition)
 
 
 def _table_without_ledger(inputs: table.Inputs) -> table.Table:
@@ -96,6 +103,7 @@ ABLATIONS = (
         ("first mover with a weak set", "squat early and update later", "equal sets"),
         values={"half_life_blocks": 2**32 - 1},
     ),
+    Ablation("unpaid epsilon", ("return to the lucky", "equal sets"), functions={"record_credit": _pay_from_frontier}),
     Ablation("epsilon", ("equal sets", "split a find into steps", "high-variance sets"), values={"epsilon": 0.0}),
     Ablation("evaluations", ("equal sets", "noise mining with known seeds"), values={"evaluations": 4}),
     Ablation(

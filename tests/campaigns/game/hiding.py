@@ -3,9 +3,9 @@
 from template.records import SubmissionKey
 from template.rules.stands import align
 from tests.campaigns.game.luck import SEALED_ROUNDS, is_lucky, known_luck
-from tests.campaigns.game.miners import Researcher
-from tests.campaigns.game.submissions import Rows
-from tests.campaigns.game.tricks import EqualSets
+from tests.campaigns.game.miners import PART, Researcher, combine, public_rows
+from tests.campaigns.game.submissions import ROWS, Rows
+from tests.campaigns.game.tricks import EqualSets, copy_rows
 from tests.campaigns.game.world import ROUNDS_PER_DAY, Game
 
 
@@ -123,6 +123,8 @@ class LongRivalHider(RivalHider):
 class HideAndCopy(ShortRivalHider):
     """Reads a rival's new file, hides it from others, and publishes a copy."""
 
+    rows_kept = ROWS
+
     def __init__(self, game: Game, name: str, hotkeys: int = 1) -> None:
         super().__init__(game, name, hotkeys)
         self.copied: list[SubmissionKey] = []
@@ -131,8 +133,64 @@ class HideAndCopy(ShortRivalHider):
         for key in self.first_seen:
             if key not in self.copied:
                 rows = game.contents[key.commitment.rpartition(":")[2]]
-                self.publish(game, self.hotkeys[len(self.copied) % len(self.hotkeys)], rows)
+                hotkey = self.hotkeys[len(self.copied) % len(self.hotkeys)]
+                self.publish(game, hotkey, copy_rows(self, game, rows, self.rows_kept))
                 self.copied.append(key)
+
+
+class HideAndCopyPart(HideAndCopy):
+    """Copies just more than the allowed rows, and has the skill to add as good ones."""
+
+    rows_kept = ROWS * 45 // 100
+
+
+class MosaicBlocker(Researcher):
+    """Commits to hidden mosaics of rivals' rows, and uploads those that share too many with a new dataset."""
+
+    def __init__(self, game: Game, name: str, hotkeys: int = 1) -> None:
+        super().__init__(game, name, hotkeys)
+        self.parts: dict[str, tuple[int, ...]] = {}
+
+    def offer(self, game: Game) -> None:
+        super().offer(game)
+        rivals = [hotkey for hotkey in game.commitments if hotkey not in self.hotkeys]
+        for hotkey, rival in zip(self.hotkeys[1:], rivals, strict=False):
+            theirs = game.commitments[rival]
+            others = public_rows(game, [rival, *self.hotkeys[1:]])
+            if hotkey in self.last and len(set(theirs.rows.numbers) & set(self.last[hotkey].numbers)) > PART:
+                self.block(game, hotkey)
+            elif theirs.key in game.datasets and others:
+                parts = combine(theirs.rows, others[0])
+                if self.parts.get(hotkey) != parts or self.is_due(game, hotkey):
+                    self.parts[hotkey] = parts
+                    self.hide(game, hotkey, Rows((*parts, *self.make_rows(game, 0.0, count=ROWS - len(parts)).numbers)))
+
+    def is_due(self, game: Game, hotkey: str) -> bool:
+        """Check that a mosaic would become public by itself."""
+        return False
+
+    def hide(self, game: Game, hotkey: str, rows: Rows) -> None:
+        game.commit(hotkey, rows, is_visible=False)
+        self.last[hotkey] = rows
+
+    def block(self, game: Game, hotkey: str) -> None:
+        game.show(hotkey)
+
+
+class SealedMosaicBlocker(MosaicBlocker):
+    """Seals such mosaics for six rounds, and replaces them before if they block nothing."""
+
+    rounds = 6
+
+    def is_due(self, game: Game, hotkey: str) -> bool:
+        return game.commitments[hotkey].reveal_block <= game.block
+
+    def hide(self, game: Game, hotkey: str, rows: Rows) -> None:
+        game.commit(hotkey, rows, sealed_rounds=self.rounds)
+        self.last[hotkey] = rows
+
+    def block(self, game: Game, hotkey: str) -> None:
+        """Let it be revealed."""
 
 
 class PaidRivalHider(Researcher):

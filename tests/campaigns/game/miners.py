@@ -11,11 +11,15 @@ import zlib
 from collections.abc import Sequence
 
 from template.constants import MAX_SHARED_PERCENT
+from template.rules.entries import MISSING
 from tests.campaigns.game.submissions import ROWS, Rows
 from tests.campaigns.game.world import ROW_SD, SD, Game
 
 FIRST_MEAN, STEP_MEAN, STEP_SD = 0.03, 0.004, 0.012
 BEST_POSSIBLE = 0.18
+
+# Rows that a dataset may have of another.
+PART = ROWS * MAX_SHARED_PERCENT // 100
 
 # Numbers of the rows that are not from finds start here.
 _OTHER_ROWS = 1 << 22
@@ -115,9 +119,13 @@ class Researcher:
         for hotkey, (loss, rows) in list(self.bests.items()):
             if not self.is_worth(game, loss):
                 del self.bests[hotkey]
-            elif hotkey not in self.last or not game.is_open(hotkey) or self._is_much_better(game, hotkey, loss):
+            elif hotkey not in self.last or self.may_replace(game, hotkey, loss):
                 self.publish(game, hotkey, rows)
                 del self.bests[hotkey]
+
+    def may_replace(self, game: Game, hotkey: str, loss: float) -> bool:
+        """Check that the last dataset is decided, or much worse than one of this loss."""
+        return not game.is_open(hotkey) or self._is_much_better(game, hotkey, loss)
 
     def _is_much_better(self, game: Game, hotkey: str, loss: float) -> bool:
         return loss < self.estimate(game, self.last[hotkey]) - 2.0 * game.incentives.epsilon
@@ -139,6 +147,35 @@ class Updater(Researcher):
         super().found(game, rows, value)
 
 
+class Keeper(Researcher):
+    """Keeps its dataset until it is decided, and waits for a file that is missing.
+
+    Its next dataset counts a day later anyway, and others may publish what it gave up.
+    """
+
+    def may_replace(self, game: Game, hotkey: str, loss: float) -> bool:
+        row = game.rows.get(hotkey)
+        return row is not None and row.reason not in MISSING and not game.is_open(hotkey)
+
+
+class Combiner(Researcher):
+    """Takes 40% of a dataset's rows from its last one, and 40% from another's."""
+
+    def found(self, game: Game, rows: Rows, value: float) -> None:
+        last, others = self.last.get(self.hotkeys[0]), public_rows(game, self.hotkeys)
+        if last is not None and others:
+            parts = combine(last, others[0])
+            if all(len(set(parts) & set(other.numbers)) <= PART for other in others):
+                rest = (ROWS * value - math.fsum(game.values[number] for number in parts)) / (ROWS - len(parts))
+                rows = Rows((*parts, *self.make_rows(game, rest, count=ROWS - len(parts)).numbers))
+        super().found(game, rows, value)
+
+
+def combine(first: Rows, second: Rows) -> tuple[int, ...]:
+    """Return as many rows of two datasets as the copy rule allows."""
+    return tuple(dict.fromkeys((*first.numbers[:PART], *second.numbers[PART : 2 * PART])))
+
+
 def public_rows(game: Game, others: Sequence[str]) -> list[Rows]:
     """Return the datasets of other hotkeys that can be read, newest commitment first."""
     hotkeys = set(others)
@@ -149,7 +186,6 @@ def public_rows(game: Game, others: Sequence[str]) -> list[Rows]:
 
 def make_mosaic(datasets: Sequence[Rows], rng: random.Random) -> Rows:
     """Combine rows of three of the datasets, of each as many as the copy rule allows."""
-    most = ROWS * MAX_SHARED_PERCENT // 100
-    counts = (most, most, ROWS - 2 * most)
+    counts = (PART, PART, ROWS - 2 * PART)
     parts = [rng.sample(rows.numbers, n) for rows, n in zip(rng.sample(datasets, 3), counts, strict=True)]
     return Rows(tuple(sorted(number for part in parts for number in part)))

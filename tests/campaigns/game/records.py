@@ -3,7 +3,7 @@
 from template.rules.stands import align
 from tests.campaigns.game.floods import Flood
 from tests.campaigns.game.luck import SEALED_ROUNDS, SealAndPick, known_luck
-from tests.campaigns.game.miners import Researcher
+from tests.campaigns.game.miners import Keeper, Researcher
 from tests.campaigns.game.submissions import Rows
 from tests.campaigns.game.world import Game
 
@@ -88,7 +88,7 @@ class Freezer(Flood):
             Researcher.offer(self, game)
 
 
-class LateAuthor(Researcher):
+class LateAuthor(Keeper):
     """Uploads each file after the aligned block at which its commitment stood first."""
 
     def publish(self, game: Game, hotkey: str, rows: Rows) -> None:

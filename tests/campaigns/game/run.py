@@ -11,7 +11,7 @@ from template.competition import Competition, Incentives
 from template.errors import Reason
 from tests.campaigns.game import floods, hiding, luck, records, tricks
 from tests.campaigns.game.consensus import Vote, find_incentives
-from tests.campaigns.game.miners import Researcher, Updater
+from tests.campaigns.game.miners import Combiner, Keeper, Researcher, Updater
 from tests.campaigns.game.world import ROUNDS_PER_DAY, Game, Miner, Settings
 
 RIVALS = 4
@@ -97,10 +97,25 @@ STRATEGIES = (
     Strategy(name="hide while unlucky", make=hiding.Flipper, hotkeys=20),
     Strategy(name="show one round a day", make=hiding.HiddenHolder),
     Strategy(name="delete once confirmed", make=hiding.Deleter),
-    Strategy(name="hide a rival's new file for five rounds", make=hiding.ShortRivalHider),
-    Strategy(name="hide a rival's new file for a day", make=hiding.RivalHider),
-    Strategy(name="hide a rival's new file for three days", make=hiding.LongRivalHider),
-    Strategy(name="hide a rival's new file and copy it", make=hiding.HideAndCopy, hotkeys=20, bound=Bound.NOTHING),
+    Strategy(name="hide a rival's new file for five rounds", make=hiding.ShortRivalHider, rivals=Keeper),
+    Strategy(name="hide a rival's new file for a day", make=hiding.RivalHider, rivals=Keeper),
+    Strategy(name="hide a rival's new file for three days", make=hiding.LongRivalHider, rivals=Keeper),
+    Strategy(
+        name="hide a rival's new file and copy it",
+        make=hiding.HideAndCopy,
+        hotkeys=20,
+        bound=Bound.NOTHING,
+        rivals=Keeper,
+    ),
+    Strategy(
+        name="hide a rival's new file and copy 45%",
+        make=hiding.HideAndCopyPart,
+        hotkeys=20,
+        bound=Bound.NOTHING,
+        rivals=Keeper,
+    ),
+    Strategy(name="upload mosaics that block a record", make=hiding.MosaicBlocker, hotkeys=20, rivals=Combiner),
+    Strategy(name="seal mosaics that block a record", make=hiding.SealedMosaicBlocker, hotkeys=20, rivals=Combiner),
     Strategy(name="hide paid files three days of 14", make=hiding.PaidRivalHider),
     Strategy(name="a validator with 40% of the stake", bound=Bound.COLLUSION, stake=0.4),
     Strategy(name="return to the lucky", make=luck.ReturnToLucky, hotkeys=20),

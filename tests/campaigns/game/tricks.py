@@ -7,6 +7,14 @@ from tests.campaigns.game.world import ROUNDS_PER_DAY, Game
 WEEK_ROUNDS = 7 * ROUNDS_PER_DAY
 
 
+def copy_rows(miner: Researcher, game: Game, rows: Rows, count: int) -> Rows:
+    """Return the first rows of a dataset, and as good ones of the miner in place of the others."""
+    if count >= ROWS:
+        return rows
+    value = game.competition.bench - game.true_loss(rows)
+    return Rows((*rows.numbers[:count], *miner.make_rows(game, value, count=ROWS - count).numbers))
+
+
 class Copier(Researcher):
     """Copies the newest datasets of others, some rows or all, in the same period."""
 
@@ -14,11 +22,8 @@ class Copier(Researcher):
 
     def act(self, game: Game) -> None:
         for hotkey, rows in zip(self.hotkeys, public_rows(game, self.hotkeys), strict=False):
-            copied = rows.numbers[: self.rows_kept]
-            value = game.competition.bench - game.true_loss(rows)
-            added = self.make_rows(game, value, count=ROWS - len(copied)).numbers if len(copied) < ROWS else ()
             if self.last.get(hotkey) != rows:
-                game.commit(hotkey, Rows((*copied, *added)))
+                game.commit(hotkey, copy_rows(self, game, rows, self.rows_kept))
                 self.last[hotkey] = rows
 
 

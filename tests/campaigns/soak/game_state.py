@@ -148,10 +148,14 @@ class GameState:
                 if version.public[0] <= block:
                     shield = self._make(hotkey, version)
                     candidates.setdefault(shield.key, shield)
+            for version in versions:
+                if version.public[0] <= block:
+                    former = self._make(hotkey, version, replaced=True)
+                    candidates.setdefault(former.key, former)
         for key, past in self.confirmed.items():
-            if key not in candidates or past.public < candidates[key].public:
+            if key not in candidates or candidates[key].replaced or past.public < candidates[key].public:
                 candidates[key] = past
-        duplicates = find_duplicates(candidates.values())
+        duplicates = find_duplicates(candidates.values(), self.rules.blocks_per_epoch)
         paid = {**self.confirmed, **present}
         ledger = walk_ledger([paid[key] for key in paid if key not in duplicates], self.losses, self.rules)
         return Table(list(present.values()), texts, readable, duplicates, ledger)
@@ -159,9 +163,9 @@ class GameState:
     def _enter(self, hotkey: str, version: Version) -> Entered:
         return self.confirmed.get((hotkey, version.rows)) or self._make(hotkey, version)
 
-    def _make(self, hotkey: str, version: Version) -> Entered:
-        public = version.public[0]
-        tie = hashlib.sha256(f"{self._hash(public)}\n{hotkey}\n{self.digest_of(version.rows)}".encode()).digest()
+    def _make(self, hotkey: str, version: Version, *, replaced: bool = False) -> Entered:
+        block_hash = "" if replaced else self._hash(version.public[0])
+        tie = hashlib.sha256(f"{block_hash}\n{hotkey}\n{self.digest_of(version.rows)}".encode()).digest()
         return Entered(
             hotkey=hotkey,
             rows=version.rows,
@@ -169,6 +173,7 @@ class GameState:
             registration=version.registration,
             public=(*version.public, tie),
             seeded=version.seeded,
+            replaced=replaced,
         )
 
     def _hash(self, block: int) -> str:

@@ -69,7 +69,7 @@ class Version:
 
 @dataclass(frozen=True)
 class Entered:
-    """A dataset in the game. rank: of its pay; public: of who copied whom."""
+    """A dataset in the game. rank: of its pay; public: of who copied whom. replaced: by another, and no shield."""
 
     hotkey: str
     rows: frozenset[int]
@@ -77,6 +77,7 @@ class Entered:
     registration: int
     public: Rank
     seeded: int
+    replaced: bool = False
 
     @property
     def key(self) -> tuple[str, frozenset[int]]:
@@ -164,16 +165,41 @@ def most_shared(rows: int) -> int:
     return math.floor(rows * _MAX_SHARED + 1e-9)
 
 
-def find_duplicates(candidates: Iterable[Entered]) -> set[tuple[str, frozenset[int]]]:
-    """Return the datasets that share too many rows with another's earlier original."""
-    originals: list[Entered] = []
-    duplicates = set()
-    for candidate in sorted(candidates, key=lambda candidate: candidate.public):
-        limit = most_shared(len(candidate.rows))
-        if any(o.hotkey != candidate.hotkey and len(o.rows & candidate.rows) > limit for o in originals):
-            duplicates.add(candidate.key)
+def find_duplicates(candidates: Iterable[Entered], period: int) -> set[tuple[str, frozenset[int]]]:
+    """Return the datasets that share too many rows with another's earlier original.
+
+    A late file is the last one of its block. The rows that nobody had before its commitment are its own from there on;
+    a replaced one has them until it arrives.
+    """
+    steps: list[tuple[Rank, bool, Entered]] = []
+    for candidate in candidates:
+        block, commit, tie = candidate.public
+        promise = next_aligned(commit, period)
+        if promise < block:
+            steps += [((promise, commit, tie), True, candidate), ((block, block, tie), False, candidate)]
         else:
-            originals.append(candidate)
+            steps.append((candidate.public, False, candidate))
+    originals: list[tuple[str, frozenset[int]]] = []
+    known: set[int] = set()
+    promises: dict[tuple[str, frozenset[int]], frozenset[int]] = {}
+    duplicates = set()
+    for _, is_promise, dataset in sorted(steps, key=lambda step: step[0]):
+        foreign = dataset.rows - promises.get(dataset.key, frozenset())
+        limit = most_shared(len(dataset.rows))
+        is_duplicate = any(hotkey != dataset.hotkey and len(rows & foreign) > limit for hotkey, rows in originals)
+        if is_promise and not is_duplicate:
+            promises[dataset.key] = dataset.rows - known
+            originals.append((dataset.hotkey, promises[dataset.key]))
+            known |= promises[dataset.key]
+        elif not is_promise:
+            known |= dataset.rows
+            if dataset.replaced:
+                own = (dataset.hotkey, promises.get(dataset.key, frozenset()))
+                originals = [original for original in originals if original != own]
+            elif is_duplicate:
+                duplicates.add(dataset.key)
+            else:
+                originals.append((dataset.hotkey, dataset.rows))
     return duplicates
 
 
@@ -186,17 +212,16 @@ def estimate(losses: Sequence[float], sd: float) -> Estimate:
 def walk_ledger(
     entered: Iterable[Entered], losses: Mapping[tuple[str, frozenset[int]], Sequence[float]], rules: Rules
 ) -> list[Confirmed]:
-    """Credit each record with the score that it adds to the best loss before it."""
+    """Credit each record with the score that it adds, but for `epsilon`, to the best loss before it."""
     lines, best = [], rules.curve.bench
     for dataset in sorted(entered, key=lambda dataset: dataset.rank):
         runs = losses.get(dataset.key, ())
         if len(runs) < rules.evaluations:
             continue
         paid = estimate(runs, rules.sd)
-        is_record = paid.loss <= best - rules.epsilon
-        credit = rules.curve.score(paid.loss) - rules.curve.score(best) if is_record else 0.0
+        credit = max(0.0, rules.curve.score(paid.loss + rules.epsilon) - rules.curve.score(best))
         lines.append(Confirmed(dataset, paid, best, credit))
-        best = paid.loss if is_record else best
+        best = paid.loss if credit > 0 else best
     return lines
 
 
