@@ -31,7 +31,8 @@ LUCKY_NUM_SOURCES = ("random", "chain", "fixed")
 # Far above a subnet's size. It bounds the blocks that a check against the chain asks for.
 MAX_ENTRIES = 4096
 
-_VERSION_0_3 = b'"format":"dataset-round/1"'
+# Earlier formats, and the version whose rules they follow.
+_EARLIER = {b'"format":"dataset-round/1"': "0.3", b'"format":"dataset-round/2"': "0.4"}
 
 _Line = TypeVar("_Line")
 
@@ -148,7 +149,7 @@ class RoundHeader(SignedRecord):
     receipts_sha256: over their bytes.
     """
 
-    FORMAT = "dataset-round/2"
+    FORMAT = "dataset-round/3"
 
     netuid: int
     competition: Competition
@@ -201,8 +202,12 @@ class RoundHeader(SignedRecord):
     @classmethod
     def from_json(cls, text: str | bytes, source: str) -> Self:
         """Parse and check a header. Raises: ConfigError naming the first fault."""
-        if _VERSION_0_3 in (text if isinstance(text, bytes) else text.encode(errors="replace")):
-            raise ConfigError(f"{source}: of version 0.3, whose rules were others: audit it with that version")
+        content = text if isinstance(text, bytes) else text.encode(errors="replace")
+        for mark, version in _EARLIER.items():
+            if mark in content:
+                raise ConfigError(
+                    f"{source}: of version {version}, whose rules were others: audit it with that version"
+                )
         header = super().from_json(text, source)
         hotkeys = (header.queue, header.missing)
         lines = (*hotkeys, header.entries, header.table, header.weights, header.evaluations, header.ledger)

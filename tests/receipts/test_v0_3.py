@@ -1,4 +1,4 @@
-"""Receipts of release 0.3 keep their bytes and verify; round files are refused."""
+"""Receipts of release 0.3 keep their bytes and verify; round files of 0.3 and 0.4 are refused."""
 
 import json
 from pathlib import Path
@@ -9,6 +9,7 @@ import pytest
 from template.chain.client import verify_signature
 from template.errors import ConfigError
 from template.receipts.files import read_receipt, read_round
+from template.receipts.round_file import RoundHeader
 
 FOLDER = Path(__file__).resolve().parents[1] / "fixtures" / "v0_3"
 EXPECTED: dict[str, Any] = json.loads((FOLDER / "expected.json").read_text())["api"]
@@ -30,3 +31,10 @@ def test_receipt_of_0_3_reads_back_and_verifies(path: str) -> None:
 def test_round_file_of_0_3_is_refused_with_its_version(path: str) -> None:
     with pytest.raises(ConfigError, match=r"line 1: of version 0\.3"):
         read_round(FOLDER / path)
+
+
+def test_round_file_of_0_4_is_refused_with_its_version() -> None:
+    first = (FOLDER / next(iter(EXPECTED["rounds"]))).read_text().splitlines()[0]
+    header = first.replace("dataset-round/1", "dataset-round/2")
+    with pytest.raises(ConfigError, match=r"of version 0\.4, which has other rules"):
+        RoundHeader.from_json(header, "round.jsonl")
