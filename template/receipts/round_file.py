@@ -206,7 +206,7 @@ class RoundHeader(SignedRecord):
         for mark, version in _EARLIER.items():
             if mark in content:
                 raise ConfigError(
-                    f"{source}: of version {version}, whose rules were others: audit it with that version"
+                    f"{source}: of version {version}, which has other rules: audit it with that version"
                 )
         header = super().from_json(text, source)
         hotkeys = (header.queue, header.missing)
