@@ -322,7 +322,7 @@ class Leaderboard(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class WeightIntent:
-    """Weights by uid, decided at `block`. outcome: None while pending.
+    """Weights by uid, decided at `block`, from which on their call is valid. outcome: None while pending.
 
     shares: the same by hotkey, for submitting them again after uids changed hands. registrations: registration block
     of each of those hotkeys when it earned its share. is_repeat: an earlier round's, submitted to stay active. sent:

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 MAX_DEADLINE_S = 3600.0
 
-# The runtime from which the authors of this bittensor release generated its calls and storage items.
+# The runtime from which the authors of bittensor 11.3 generated its calls and storage items.
 _CLIENT_RUNTIME = 475
 
 # The client's errors for what the runtime's metadata does not have.
@@ -113,7 +113,7 @@ def _explain(missing: str, runtime: int) -> str:
     if runtime < _CLIENT_RUNTIME:
         age, release = "older", f"an earlier release, such as pip install 'bittensor<{bt.__version__}'"
     else:
-        age, release = "newer", "the release of this package that follows it, or a later one: pip install -U bittensor"
+        age, release = "newer", "a newer release of this package (docs/operator.md, Update), or try a later bittensor"
     return (
         f"{missing}: the chain's runtime {runtime} is {age} than the one that bittensor {bt.__version__} is made for"
         f" ({_CLIENT_RUNTIME}); install {release}"

@@ -21,6 +21,10 @@ from template.constants import ERA_BLOCKS
 # refused if a reorganisation has taken that block back.
 _ERA_DEPTH = 2
 
+# Blocks by which finality may lag. After as many a node stops watching a call. Source: MAX_FINALITY_WATCHERS of
+# sc-transaction-pool.
+_MAX_LAG = 512
+
 # JSON-RPC errors of the transaction pool. Source: sc-rpc-api, author/error.rs.
 _POOL_CODES = range(1001, 1100)
 _ALREADY_IMPORTED = 1013
@@ -57,8 +61,14 @@ class _PoolRefusalError(Exception):
 
 
 async def signing_block(client: bt.Client, substrate: Any) -> int:
-    """Return the block at which the era of a call that is signed now begins."""
-    return max(await newest_block(client), int(await substrate.block_number()) - _ERA_DEPTH)
+    """Return the block at which the era of a call that is signed now begins.
+
+    Raises: ValueError for an impossible newest block, whose era would never end.
+    """
+    final, newest = await newest_block(client), int(await substrate.block_number())
+    if newest > final + _MAX_LAG:
+        raise ValueError(f"the newest block cannot be {newest}: the newest finalized one is {final}")
+    return max(final, newest - _ERA_DEPTH)
 
 
 async def write(substrate: Any, compose: Compose, signer: Any, block: int, submission: Submission) -> Outcome:

@@ -55,7 +55,8 @@ class State:
     intents, repeats: the newest round's own weights, and earlier shares submitted again in it. pending_intents: of any
     round, without an outcome. losses: of each dataset, by number of the evaluation. missing_files: checked datasets
     whose file is gone from the disk. last_start_block: of the newest round of this season. older_start_block: of the
-    newest round of any other, while this one has none.
+    newest round of any other, while this one has none. weights_block: before it no weights are sent, because the chain
+    takes a limited number of them.
     """
 
     hotkey: str
@@ -68,6 +69,7 @@ class State:
     has_last_shares: bool = False
     last_start_block: int | None = None
     older_start_block: int | None = None
+    weights_block: int = 0
     datasets: Mapping[SubmissionKey, object] = field(default_factory=dict)
     verdicts: Mapping[SubmissionKey, Verdict] = field(default_factory=dict)
     losses: Mapping[ContentKey, Sequence[float]] = field(default_factory=dict)
@@ -173,7 +175,8 @@ def decide(state: State, view: ChainView, now: float, policy: Policy) -> Action:
     is_closing = view.block >= closing_block(state.round, policy)
     # A round that is over sets no weights of its own any more, unless it was open in time.
     is_late = is_over and (bool(state.intents) or state.round.is_past)
-    if not is_settled and not is_late and (work is None or is_closing):
+    is_held_back = view.block < state.weights_block
+    if not is_settled and not is_late and not is_held_back and (work is None or is_closing):
         return _set_weights(state, state.round, view, policy, work)
     is_last = policy.max_rounds is not None and state.rounds_done + 1 >= policy.max_rounds
     if work is not None:
@@ -192,6 +195,8 @@ def keep_alive(state: State, view: ChainView, policy: Policy) -> Action | None:
         return _resolve(state.pending_intents[-1], state, view)
     me = view.by_hotkey.get(state.hotkey)
     if not policy.sets_weights or me is None or not state.has_last_shares or not view.activity_cutoff:
+        return None
+    if view.block < state.weights_block:
         return None
     due_block = me.last_update_block + int(view.activity_cutoff * REPEAT_AT)
     recent = [intent for intent in state.repeats if intent.block >= due_block]

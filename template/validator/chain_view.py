@@ -93,8 +93,8 @@ class ViewReader:
             or self._context.chain.registration_block() != view.registered_block
         ):
             raise RemoteError(
-                f"netuid {netuid} was registered in block {registered_block}, and the node answers"
-                f" {view.registered_block} in one way and something else in another"
+                f"netuid {netuid} was registered in block {registered_block} for this state, and the metagraph says"
+                f" {view.registered_block}, which storage does not confirm"
             )
         self._stop(
             f"netuid {netuid} was given to another subnet in block {view.registered_block}: this state is of the one of"

@@ -29,6 +29,7 @@ from template.validator.availability import FileWatch
 from template.validator.bootstrap import RoundHistory
 from template.validator.chain_view import ViewReader
 from template.validator.cleanup import clean_up, oldest_remembered_block
+from template.validator.commit_slots import CommitSlots
 from template.validator.config import LuckyNumFrom, ValidatorConfig
 from template.validator.context import Context
 from template.validator.downloads import Downloader
@@ -103,6 +104,7 @@ class Validator:
         self._update = update
         self._update_at = float("-inf")
         self._views = ViewReader(self._context)
+        self._commit_slots = CommitSlots(self._context)
         self._commit_blocks = CommitBlockIndex(self._context)
         self._files = FileWatch(self._context)
         self._snapshots = SnapshotReader(self._context, self._commit_blocks)
@@ -150,7 +152,7 @@ class Validator:
         """Do one bounded step. Return True when all work is done."""
         view = self._views.read()
         self._commit_blocks.update(view)
-        state = self._load_state()
+        state = self._load_state(view)
         action = self._decide(state, view)
         logger.debug("block={} action={}", view.block, action)
         try:
@@ -202,7 +204,7 @@ class Validator:
         self._model = model
         self.evaluator = SubmissionEvaluator(self._context, eval_config, eval_set)
 
-    def _load_state(self) -> State:
+    def _load_state(self, view: ChainView) -> State:
         """Record finished work and return the input of the decision."""
         store = self._store
         if self.evaluator is not None:
@@ -222,6 +224,7 @@ class Validator:
             repeats=[intent for intent in intents if intent.is_repeat],
             pending_intents=store.pending_intents(),
             has_last_shares=store.last_accepted() is not None,
+            weights_block=self._commit_slots.next_block(view) if self.config.policy.sets_weights else 0,
         )
         if evaluator is None:
             return state
@@ -335,6 +338,13 @@ class Validator:
         errors = [intent.outcome.error for intent in state.intents if intent.outcome]
         if is_settled or current.is_past:
             logger.info("round {} closes", current.id)
+        elif not errors and state.weights_block > current.end_block:
+            logger.info(
+                "round {} closes without weights: the next ones are sent from block {} on, because the chain"
+                " takes ten in an epoch",
+                current.id,
+                state.weights_block,
+            )
         elif errors and errors[-1] == NOTHING_SCORED:
             logger.warning("round {} closes without weights: no evaluation has finished yet", current.id)
         else:

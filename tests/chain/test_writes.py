@@ -9,7 +9,7 @@ from template.constants import ERA_BLOCKS
 from template.errors import NotSubmittedError, RemoteError
 from template.localnet.chain.chain import LocalChain
 from template.localnet.node.server import NodeServer
-from tests.fixtures.chain import NETUID, make_key, set_weights
+from tests.fixtures.chain import NETUID, connect, make_key, make_node, set_weights
 from tests.fixtures.node import Wire, dial, open_wire
 
 MINER, VALIDATOR = make_key("miner"), make_key("validator")
@@ -122,6 +122,15 @@ def test_call_of_an_era_that_is_over_cannot_land(local: LocalChain, chain: Chain
     with pytest.raises(NotSubmittedError, match="its signature is refused"):
         chain.publish("text", block)
     assert count_calls(local) == 0
+
+
+@pytest.mark.parametrize("newest", [600, 2**32])
+def test_era_of_an_impossible_block_is_refused(local: LocalChain, newest: int) -> None:
+    with connect(local, VALIDATOR, node=make_node(local, block_number=newest)) as inside:
+        with pytest.raises(RemoteError, match=f"the newest block cannot be {newest}"):
+            inside.prepare_weights({1: 1.0})
+        with pytest.raises(NotSubmittedError, match=f"the newest block cannot be {newest}"):
+            inside.publish("text")
 
 
 def test_call_lands_in_the_last_block_of_its_era(local: LocalChain, chain: Chain) -> None:
