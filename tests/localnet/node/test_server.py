@@ -22,6 +22,13 @@ def test_port_in_use_is_a_config_error(local: LocalChain, node: NodeServer) -> N
         NodeServer(local.path, port)
 
 
+def test_command_on_a_port_in_use_makes_no_folder(node: NodeServer, tmp_path: Path) -> None:
+    port = int(node.url.rpartition(":")[2])
+    ended = call_main(run_localnet, "--dir", tmp_path / "net", "--port", port)
+    assert ended.status == ConfigError.exit_code
+    assert f"--port {port} cannot be used" in ended.logs[-1] and not (tmp_path / "net").exists()
+
+
 def test_file_without_a_chain_is_a_config_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="does not exist"):
         NodeServer(tmp_path / "none.sqlite3")
