@@ -13,6 +13,7 @@ docs/hub.md.
 """
 
 import argparse
+import shutil
 import signal
 import socket
 import sys
@@ -98,8 +99,15 @@ def serve(args: argparse.Namespace) -> int:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
+    is_new = not args.dir.exists()
     with ExitStack() as stack:
-        net = _create(args, stack)
+        try:
+            net = _create(args, stack)
+        except SubnetError:
+            # So that the next start can name it again.
+            if is_new:
+                shutil.rmtree(args.dir, ignore_errors=True)
+            raise
         node = stack.enter_context(NodeServer(net.chain_file, args.port))
         net.announce(node.url)
         logger.info("local network ready file={}", net.folder / "localnet.json")
