@@ -1,6 +1,6 @@
 """Evaluate a dataset: fine-tune the base on it, then measure the loss.
 
-Validator, offline script and local network all call `train_lora`, or `train_and_evaluate` for the whole result. Files
+Validator and offline script both call `train_lora`, or `train_and_evaluate` for the whole result. Files
 are read and encoded here; `template.training` has the loop, the model and the settings that make runs bit-identical.
 """
 

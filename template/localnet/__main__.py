@@ -13,7 +13,9 @@ docs/hub.md.
 """
 
 import argparse
+import shutil
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Sequence
@@ -24,7 +26,7 @@ from typing import TYPE_CHECKING
 from loguru import logger
 
 from template.arguments import Parser
-from template.errors import SubnetError
+from template.errors import ConfigError, SubnetError
 from template.telemetry.logging import configure_logging, quiet_libraries
 
 if TYPE_CHECKING:
@@ -93,11 +95,19 @@ def serve(args: argparse.Namespace) -> int:
     """Create the network, log where it is, and wait for a signal."""
     from template.localnet.node.server import NodeServer
 
+    _check_port(args.port)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
+    is_new = not args.dir.exists()
     with ExitStack() as stack:
-        net = _create(args, stack)
+        try:
+            net = _create(args, stack)
+        except SubnetError:
+            # So that the next start can name it again.
+            if is_new:
+                shutil.rmtree(args.dir, ignore_errors=True)
+            raise
         node = stack.enter_context(NodeServer(net.chain_file, args.port))
         net.announce(node.url)
         logger.info("local network ready file={}", net.folder / "localnet.json")
@@ -105,6 +115,14 @@ def serve(args: argparse.Namespace) -> int:
             logger.info("  {}={}", name, value)
         stop.wait()
     return 0
+
+
+def _check_port(port: int) -> None:
+    """Raise ConfigError for a port in use, before the folder is made."""
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"--port {port} cannot be used: {error}. Name another one, or 0 for a free one") from error
 
 
 def _create(args: argparse.Namespace, stack: ExitStack) -> "LocalNet":

@@ -102,7 +102,7 @@ def create_localnet(
 
 def make_folder(net: LocalNet) -> None:
     """Make the network's folder. Raises: ConfigError if it has a network."""
-    if net.chain_file.exists():
+    if net.chain_file.exists() or net.wallets.exists():
         raise ConfigError(f"{net.folder} holds a local network: remove the folder or name another")
     net.folder.mkdir(parents=True, exist_ok=True)
 

@@ -28,7 +28,7 @@ REFUSALS = (
 
 
 def test_refused_weights_are_named_and_set_at_once(net: Net) -> None:
-    with open_world(net) as world:
+    with open_world(net, round_blocks=20) as world:
         for rounds, (error, count, reason) in enumerate(REFUSALS, start=1):
             world.wire.result("localnet_refuseExtrinsics", *error, count)
             warnings = world.finish_round()

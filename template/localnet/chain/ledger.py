@@ -332,7 +332,7 @@ class Ledger:
 
     def _require_stopped_clock(self) -> None:
         if self.block_time_s() != 0:
-            raise ValueError("blocks come by the clock: set block_time_s to 0 first")
+            raise ValueError("blocks come by the clock: set the block time to 0 first")
 
     def _sealed_and_due(self) -> tuple[int, int]:
         (sealed,) = self._connection.execute("SELECT sealed FROM chain").fetchone()
@@ -377,7 +377,7 @@ class Ledger:
 def check_block_time(block_time_s: float) -> None:
     """Raise ConfigError unless this is 0 or a finite number of seconds."""
     if not 0 <= block_time_s < float("inf"):
-        raise ConfigError(f"block_time_s must be 0 or more seconds, not {block_time_s}")
+        raise ConfigError(f"the block time must be 0 or more seconds, not {block_time_s}")
 
 
 def _connect(path: Path) -> sqlite3.Connection:

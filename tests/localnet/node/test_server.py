@@ -27,6 +27,13 @@ def test_impossible_port_is_a_config_error(local: LocalChain) -> None:
         NodeServer(local.path, 70_000)
 
 
+def test_command_on_a_port_in_use_makes_no_folder(node: NodeServer, tmp_path: Path) -> None:
+    port = int(node.url.rpartition(":")[2])
+    ended = call_main(run_localnet, "--dir", tmp_path / "net", "--port", port)
+    assert ended.status == ConfigError.exit_code
+    assert f"--port {port} cannot be used" in ended.logs[-1] and not (tmp_path / "net").exists()
+
+
 def test_file_without_a_chain_is_a_config_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="does not exist"):
         NodeServer(tmp_path / "none.sqlite3")
@@ -48,6 +55,26 @@ def test_command_wallet_named_twice_is_refused(names: tuple[str, str], tmp_path:
     ended = call_main(run_localnet, *arguments)
     assert ended.status == ConfigError.exit_code
     assert "name every wallet once" in ended.logs[-1]
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("--netuid", 0, "netuid must be"),
+        ("--tempo", -1, "Tempo must be"),
+        ("--block_seconds", -1, "block time must be"),
+    ],
+)
+def test_command_with_a_wrong_value_leaves_no_folder(flag: str, value: int, message: str, tmp_path: Path) -> None:
+    ended = call_main(run_localnet, "--dir", tmp_path / "net", "--port", 0, flag, value)
+    assert ended.status == ConfigError.exit_code and message in ended.logs[-1], ended.logs
+    assert not (tmp_path / "net").exists()
+
+
+def test_command_in_a_folder_with_wallets_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "wallets").mkdir()
+    ended = call_main(run_localnet, "--dir", tmp_path, "--port", 0)
+    assert ended.status == ConfigError.exit_code and "remove the folder or name another" in ended.logs[-1]
 
 
 @pytest.mark.slow
