@@ -65,7 +65,7 @@ def run_main(
 
     def work() -> int:
         check_home()
-        if (temporary := os.environ.get("TMPDIR", "")).startswith("~"):
+        if (temporary := os.environ.get("TMPDIR", "")).startswith("~/"):
             # tempfile would pass it over for /tmp, which may be small.
             os.environ["TMPDIR"] = str(Path(temporary).expanduser())
         secrets = [*secret_values(os.environ), getattr(args, "alert_url", None) or ""]
@@ -235,7 +235,9 @@ def check_competition(args: argparse.Namespace) -> None:
 def check_score_arguments(args: argparse.Namespace) -> None:
     """Check the files of `add_score_arguments`. Raises: ConfigError."""
     load_training_args(args.training_args)
-    if args.model_path is not None and not args.model_path.is_dir():
+    # With Ray, the folder is on the nodes of the cluster.
+    is_here = getattr(args, "executor", "local") == "local"
+    if args.model_path is not None and is_here and not args.model_path.is_dir():
         raise ConfigError(f"--model_path {args.model_path}: there is no such folder")
 
 

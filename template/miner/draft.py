@@ -12,8 +12,8 @@ from template.chain.protocols import MinerChain
 from template.chain_records import ChainCommitment, Neuron
 from template.competition import CommitmentRecord, Competition, Incentives
 from template.data.encoding import has_target_for_any_tokenizer
-from template.data.eval_set import EvalSetIndex, check_dataset, read_eval_set_index
-from template.data.rows import Row, content_digest
+from template.data.eval_set import check_dataset, read_eval_set_index
+from template.data.rows import Row, RowKey, content_digest
 from template.errors import ConfigError, Reason, RemoteError, SubmissionError
 from template.files import temporary_folder
 from template.hub import datasets
@@ -66,7 +66,8 @@ class PublishResult:
 class Draft:
     """A checked file, and the commitment `on_chain` before this run.
 
-    rows: those that count; eval_set: None where a validator will reject the file, and there are none.
+    rows: those that count; eval_file: None where a validator will reject the file, and there are none. Kept small: a
+    sealed draft is held until its reveal.
     """
 
     config: MinerConfig
@@ -75,8 +76,8 @@ class Draft:
     path: Path
     content: bytes
     sha256: str
-    rows: tuple[Row, ...]
-    eval_set: EvalSetIndex | None
+    rows: tuple[RowKey, ...]
+    eval_file: Path | None
     described_rows: str
     neuron: Neuron
     on_chain: ChainCommitment | None
@@ -198,10 +199,10 @@ def draft_dataset(config: MinerConfig, chain: MinerChain, journal: Journal) -> D
         content = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"--dataset_path {path}: cannot be read: {error.strerror or error}") from error
-    rows: tuple[Row, ...] = ()
-    eval_set = None
+    rows: tuple[RowKey, ...] = ()
+    eval_file = None
     try:
-        rows, eval_set = _check_rows(config, content)
+        rows, eval_file = _check_rows(config, content)
         described = f"{len(rows)} count, of at most {config.competition.rows}"
     except SubmissionError as error:
         if not config.is_forced:
@@ -219,15 +220,15 @@ def draft_dataset(config: MinerConfig, chain: MinerChain, journal: Journal) -> D
         content=content,
         sha256=hashlib.sha256(content).hexdigest(),
         rows=rows,
-        eval_set=eval_set,
+        eval_file=eval_file,
         described_rows=described,
         neuron=neuron,
         on_chain=chain.commitment(chain.hotkey),
     )
 
 
-def _check_rows(config: MinerConfig, content: bytes) -> tuple[tuple[Row, ...], EvalSetIndex]:
-    """Check the file as a validator would; return the rows that count, and the evaluation set."""
+def _check_rows(config: MinerConfig, content: bytes) -> tuple[tuple[RowKey, ...], Path]:
+    """Check the file as a validator would; return the rows that count, and the evaluation set's file."""
     path = config.dataset_path
     eval_file = datasets.fetch_eval_set(config.competition, config.folder / "eval_data", None, config.hub_token)
     eval_set, max_rows = read_eval_set_index(eval_file), config.competition.rows
@@ -238,7 +239,7 @@ def _check_rows(config: MinerConfig, content: bytes) -> tuple[tuple[Row, ...], E
                 Reason.NO_TARGET, f"{path}, line {row.line}: expected an answer within {constants.MAX_TOKENS} tokens"
             )
     logger.info("dataset checked path={} rows={}", path, len(rows))
-    return rows, eval_set
+    return tuple(RowKey(row.line, row.key) for row in rows), eval_file
 
 
 def open_journal(config: MinerConfig, chain: MinerChain) -> Journal:

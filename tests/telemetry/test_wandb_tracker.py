@@ -388,6 +388,17 @@ def test_disabled_wandb_writes_nothing(
     assert (tmp_path / "wandb").exists() <= (expected is WandbTracker)
 
 
+@pytest.mark.slow
+def test_old_name_of_offline_mode_sends_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "dryrun")
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)  # with a login, it would be online
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    tracker = make_tracker(folder)
+    tracker.report_round(closed_round(1))
+    tracker.close(timeout_s=60)
+    assert len(runs(folder)) == 1 and values(runs(folder)[0], "round/id") == [1]
+
+
 def test_wandb_tracker_import_does_not_load_wandb() -> None:
     code = "import sys, template.telemetry.wandb_tracker; assert not {'wandb', 'torch', 'bittensor'} & set(sys.modules)"
     assert run_python(code) == 0
