@@ -205,9 +205,7 @@ class RoundHeader(SignedRecord):
         content = text if isinstance(text, bytes) else text.encode(errors="replace")
         for mark, version in _EARLIER.items():
             if mark in content:
-                raise ConfigError(
-                    f"{source}: of version {version}, which has other rules: audit it with that version"
-                )
+                raise ConfigError(f"{source}: of version {version}, which has other rules: audit it with that version")
         header = super().from_json(text, source)
         hotkeys = (header.queue, header.missing)
         lines = (*hotkeys, header.entries, header.table, header.weights, header.evaluations, header.ledger)
