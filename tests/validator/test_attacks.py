@@ -68,7 +68,7 @@ def test_timelocked_commitment_ranks_alike_after_downtime(net: Net) -> None:
         assert (stand.key.commitment, stand.commit_block) == (text, sealed_block)
 
 
-def test_missing_file_loses_its_rank(net: Net) -> None:
+def test_copy_of_a_missing_file_is_paid_until_it_is_back(net: Net) -> None:
     text = promise(net, "carol", LARGE)
     net.commit("carol", text)
     clock = Clock()
@@ -78,11 +78,13 @@ def test_missing_file_loses_its_rank(net: Net) -> None:
         assert bench.lines()[net.hotkey("carol")].reason is Reason.MISSING_FILE
         net.submit("alice", make_copy())
         bench.run_rounds(2)
+        assert bench.weights() == {net.hotkey("alice"): 1.0}
         net.upload("carol", LARGE)
         clock.now += DAY_S
         bench.run_rounds(3)
-        assert bench.weights() == {net.hotkey("alice"): 1.0}
-        assert bench.lines()[net.hotkey("carol")].reason is Reason.DUPLICATE
+        # The commitment names the file's digest, so nobody else had these rows first.
+        assert bench.weights() == {net.hotkey("carol"): 1.0}
+        assert bench.lines()[net.hotkey("alice")].reason is Reason.DUPLICATE
 
 
 def test_same_rows_under_another_text_draw_no_seed(net: Net) -> None:

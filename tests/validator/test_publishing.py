@@ -106,6 +106,6 @@ def test_refused_token_is_a_warning(net: Net) -> None:
 @pytest.mark.parametrize("text", [b"rounds:a/b", b"dataset-rounds:", b"dataset-rounds:a/b c", b"dataset-rounds:\xff"])
 def test_other_big_fields_announce_nothing(net: Net, text: bytes) -> None:
     chain = net.chain("alice")
-    assert chain._publish({"BigRaw": text}).is_accepted
+    assert chain._publish({"BigRaw": text}, None).is_accepted
     own = chain.commitment(chain.hotkey)
     assert own is not None and (own.rounds_repo, own.text) == (None, None)

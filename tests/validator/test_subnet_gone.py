@@ -1,11 +1,13 @@
 """A subnet that was dissolved, or whose netuid was given to another, stops the validator; a wrong answer does not."""
 
+from pathlib import Path
+
 import pytest
 
 from template.errors import ConfigError, RemoteError, SubnetGoneError
 from template.localnet.network import NETUID
 from template.store.store import Store
-from tests.fixtures.network import Net, write_training_args
+from tests.fixtures.network import Net
 from tests.fixtures.validator import open_bench
 from tests.fixtures.wire_world import open_world
 from tests.validator.test_entry_point import run
@@ -57,13 +59,11 @@ def test_restart_after_the_end_of_the_subnet_stops(net: Net) -> None:
             bench.tick()
 
 
-def test_process_ends_with_a_status_of_its_own(net: Net) -> None:
+def test_process_ends_with_a_status_of_its_own(net: Net, tiny_model: Path) -> None:
     net.admin.dissolve_subnet()
     with Store(net.parts.folder / "process" / "validator.sqlite3") as store:
         store.record_subnet(NETUID, 1)
-    args = write_training_args(net.parts.folder / "pinned.yaml")
-    args.write_text(f"{args.read_text()}  revision: '{'a' * 40}'\n")
-    ended = run(net, offline=True, training_args=args)
+    ended = run(net, offline=True, model_path=tiny_model)
     assert ended.status == 7 and GONE in ended.logs[-1]
 
 
