@@ -62,7 +62,7 @@ _COMPARE_SEEDS = 5
 
 def check_inputs(args: argparse.Namespace) -> None:
     """Check the file of --verify and the folder of --eval_data_dir. Raises: ConfigError."""
-    if args.verify is not None and not args.verify.is_file():
+    if args.verify is not None and not args.receipt and not Path(args.verify).expanduser().is_file():
         raise ConfigError(f"--verify {args.verify}: there is no such file")
     if args.eval_data_dir is not None and not (args.eval_data_dir / constants.DATA_FILE).is_file():
         raise ConfigError(f"--eval_data_dir {args.eval_data_dir}: there is no {constants.DATA_FILE} in this folder")

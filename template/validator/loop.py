@@ -343,7 +343,7 @@ class Validator:
         errors = [intent.outcome.error for intent in state.intents if intent.outcome]
         if is_settled or current.is_past:
             logger.info("round {} closes", current.id)
-        elif not errors and state.weights_block > current.end_block:
+        elif not errors and state.weights_block >= current.end_block:
             logger.info(
                 "round {} closes without weights: the next ones are sent from block {} on, because the chain"
                 " takes ten in an epoch",

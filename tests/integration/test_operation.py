@@ -79,7 +79,7 @@ def test_updates_need_their_flag(net: Net, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_commit_reveal_weights_need_no_process_state(net: Net) -> None:
     net.submit("alice", SMALL)
-    net.admin.set_hyperparameter("Tempo", 360)
+    net.admin.set_hyperparameter("Tempo", 9 * SHORT.blocks_per_epoch)
     net.admin.set_hyperparameter("CommitRevealWeightsEnabled", True)
     for _ in range(2):
         with open_bench(net, policy=SHORT) as bench:

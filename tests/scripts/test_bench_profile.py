@@ -5,12 +5,14 @@ from pathlib import Path
 import pytest
 
 from scripts.bench import profile
+from tests.fixtures.training import MODEL_ID
 
 KINDS = {"base, products", "adapter, products", "head, products", "attention, softmax", "everything else"}
 
 
 def test_profile_has_both_phases_by_kind(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--model_path", str(tiny_model), "--train_rows", "4", "--eval_rows", "4", "--dtype", "bfloat16"]
+    arguments += ["--model_id", MODEL_ID]
     assert profile.main(arguments) == 0
     _, training, evaluation = capsys.readouterr().out.split("\n\n")
     for name, table in (("training", training), ("evaluation", evaluation)):

@@ -77,7 +77,7 @@ def test_copy_of_a_missing_file_is_paid_until_it_is_back(net: Net) -> None:
         bench.run_rounds(8)
         assert bench.lines()[net.hotkey("carol")].reason is Reason.MISSING_FILE
         net.submit("alice", make_copy())
-        bench.run_rounds(2)
+        bench.run_rounds(3)
         assert bench.weights() == {net.hotkey("alice"): 1.0}
         net.upload("carol", LARGE)
         clock.now += DAY_S

@@ -134,9 +134,9 @@ def _revealed(what: str, expected: str, plaintext: bytes) -> Attack:
     return _in_shared(what, expected, act)
 
 
-def _both(env: Environment) -> list[str]:
+def _both(env: Environment, first: str = "author", second: str = "thief") -> list[str]:
     env.pass_rounds(2)
-    return [env.verdict("author"), env.verdict("thief")]
+    return [env.verdict(first), env.verdict(second)]
 
 
 def _same_repo(env: Environment, *, is_one_block: bool) -> str:
@@ -152,18 +152,21 @@ def _same_repo(env: Environment, *, is_one_block: bool) -> str:
 
 
 def _late_file(env: Environment, *, by_digest: bool) -> str:
-    """A thief commits early and uploads once the author's file can be copied."""
-    env.subnet.register("author", "thief")
-    hidden = env.subnet.upload("thief/data", LARGE, is_private=True)
+    """A miner hides the file of its commitment, and shows it once another has published the same rows.
+
+    Only who has the rows can commit to them, so they are the miner's, and the other's dataset is the duplicate.
+    """
+    env.subnet.register("hider", "other")
+    hidden = env.subnet.upload("hider/data", LARGE, is_private=True)
     digest = hashlib.sha256(make_file(LARGE)).hexdigest()
-    env.subnet.commit("thief", env.subnet.text("thief/data", digest if by_digest else hidden))
+    env.subnet.commit("hider", env.subnet.text("hider/data", digest if by_digest else hidden))
     env.pass_rounds(2)
     env.chain.advance(400)
-    env.enter("author", LARGE)
+    env.enter("other", LARGE)
     env.pass_rounds(2)
-    env.hub.store.set_private("datasets", "thief/data", False)
+    env.hub.store.set_private("datasets", "hider/data", False)
     env.chain.advance(2000)
-    return " and ".join(_both(env))
+    return " and ".join(_both(env, "hider", "other"))
 
 
 def _recommit(env: Environment) -> str:
