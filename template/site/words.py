@@ -49,12 +49,17 @@ def explain_verdict(line: TableLine, header: RoundHeader, own: LedgerLine | None
     if own.credit > 0.0:
         absent = " It is not paid now: its file is missing for more than a day." if own.is_absent else ""
         text = f"Its loss {own.loss:.6f} is {gap:.6f} below the best loss before it, {own.frontier:.6f}."
-        return Verdict(RECORD, f"{text} That adds {own.credit:.4f} to the score, which is its credit.{absent}")
+        return Verdict(RECORD, f"{text} {_explain_record(own, epsilon)}{absent}")
     if gap < 0.0:
         text = f"Its loss {own.loss:.6f} is {-gap:.6f} above the best loss before it, {own.frontier:.6f}."
     else:
-        text = f"Its loss {own.loss:.6f} is only {gap:.6f} below the best loss before it; {epsilon:g} counts."
+        text = f"Its loss {own.loss:.6f} is only {gap:.6f} below the best loss before it, and no more than {epsilon:g}."
     return Verdict(CONFIRMED, f"{text} So it is no record and adds no credit.")
+
+
+def _explain_record(own: LedgerLine, epsilon: float) -> str:
+    beyond = f"What exceeds the first {epsilon:g}" if epsilon else "That"
+    return f"{beyond} adds {own.credit:.4f} to the score, which is its credit."
 
 
 def explain_loss(line: TableLine, header: RoundHeader) -> str:
