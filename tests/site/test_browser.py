@@ -102,7 +102,9 @@ def test_charts_are_drawn_and_have_their_numbers_as_text(browser: Browser) -> No
     assert figures.count() == 2 and page.locator("figure canvas").count() == 2
     assert "The best loss went from" in str(page.locator(".plot").first.get_attribute("aria-label"))
     figures.first.locator("summary").click()
-    assert figures.first.locator(".scroll tbody tr").count() == 12
+    rows = figures.first.locator(".scroll tbody tr")
+    rows.last.wait_for()  # the table is made when it is opened
+    assert rows.count() == 12
 
 
 def test_every_control_is_reached_by_the_keyboard(browser: Browser) -> None:

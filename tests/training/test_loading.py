@@ -187,34 +187,31 @@ def test_folder_named_like_the_model_is_rejected(tmp_path: Path, monkeypatch: py
         load(None)
 
 
-LOSS_AFTER = """
+LOSSES_AFTER_CHANGES = """
 import sys
 from pathlib import Path
 from template.training.model import load_model
 from tests.fixtures.training import CPU, DTYPES, make_args, pack_tokens
 path = Path(sys.argv[1])
-model = load_model(make_args(), device=CPU, dtype=DTYPES[sys.argv[3]], model_path=path)
+model = load_model(make_args(), device=CPU, dtype=DTYPES["float32"], model_path=path)
 losses = lambda: model.target_losses(pack_tokens(range(40))).sum().item()
 first, weights = losses(), path / "model.safetensors"
 with weights.open("r+b") as file:
-    if sys.argv[2] == "truncated":
-        file.truncate(1000)
-    else:
-        file.seek(2000)
-        file.write(bytes(weights.stat().st_size - 2000))
-print(first == losses())
+    file.seek(2000)
+    file.write(bytes(weights.stat().st_size - 2000))
+    file.flush()
+    overwritten = losses()
+    file.truncate(1000)
+print(first == overwritten == losses())
 """
 
 
-@pytest.mark.parametrize("change", ["overwritten", "truncated"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_file_changed_in_place_does_not_change_losses(folder: Path, change: str, dtype: str) -> None:
+def test_file_changed_in_place_does_not_change_losses(folder: Path) -> None:
     # In another process, because reading what was cut off ends it.
-    weights = {name: value.to(DTYPES[dtype]) for name, value in load_file(folder / "model.safetensors").items()}
+    weights = {name: value.float() for name, value in load_file(folder / "model.safetensors").items()}
     edit_weights(folder, lambda tensors: tensors.update(weights))
-    done = subprocess.run(
-        [sys.executable, "-c", LOSS_AFTER, str(folder), change, dtype], capture_output=True, text=True
-    )
+    command = [sys.executable, "-c", LOSSES_AFTER_CHANGES, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
 
 
