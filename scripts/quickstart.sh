@@ -92,7 +92,7 @@ validate() { # ROUNDS WHEN
     "$PYTHON" neurons/validator.py "${CHAIN[@]}" "${COMPETITION[@]}" "${SCORE[@]}" --wallet.name validator \
         --state_dir "$STATE" --poll_seconds 0.5 --max_epochs "$1" --block_threshold 5 --wandb.off
     "$PYTHON" scripts/status.py --state_dir "$STATE" --json >"$RUN/status-$2.json"
-    say "The leaderboard"
+    say "The leaderboard (the validator has ended after its rounds, which the status calls a problem)"
     "$PYTHON" scripts/status.py --state_dir "$STATE"
 }
 

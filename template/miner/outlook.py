@@ -49,7 +49,7 @@ def describe_outlook(
         f"a rejection is in the validators' round files from {at(start + period)} on; pay begins after"
         f" {incentives.evaluations} evaluations, at {at(last_end)} at the earliest",
         f"from then on: subnet check --netuid {view.netuid} --hotkey {hotkey} --dataset_path FILE compares it with all"
-        " others; subnet audit FILE reads a validator's round file",
+        f" others; subnet verdict --hotkey {hotkey} --rounds SOURCE tells what a validator recorded about it, and why",
     ]
     if incentives.seeds is Seeds.CHAIN:
         lines.append(
