@@ -107,8 +107,7 @@ def make_setup(args: argparse.Namespace) -> "Setup":
     """Return what `template.doctor` has to check."""
     from template.doctor.setup import Role, Setup
 
-    work_dir = args.work_dir.expanduser().resolve()
-    return Setup(args=args, role=Role.MINER, state_dir=work_dir, settings=CHECKS)
+    return Setup(args=args, role=Role.MINER, state_dir=args.work_dir.resolve(), settings=CHECKS)
 
 
 def make_work_dir(args: argparse.Namespace) -> Path:

@@ -90,6 +90,18 @@ def check_devices(args: argparse.Namespace) -> None:
         raise ConfigError("--device needs --executor local; a Ray cluster uses --ray.gpus_per_worker")
 
 
+def check_publish_rounds(args: argparse.Namespace) -> str | None:
+    """Return the repo of --publish_rounds, None without. Raises: ConfigError."""
+    repo: str | None = args.publish_rounds
+    if repo is not None and not is_repo_id(repo):
+        raise ConfigError(f"--publish_rounds must be a Hub id like owner/name, not {repo!r}")
+    if repo is not None and args.offline:
+        raise ConfigError("--publish_rounds does not go with --offline: unsigned round files prove nothing")
+    if repo is not None and cli.hub_token() is None:
+        raise ConfigError("--publish_rounds needs a Hub token that may write: set HF_TOKEN, or run hf auth login")
+    return repo
+
+
 # Made before any work, so that one run names all that is wrong.
 CHECKS: tuple[Check, ...] = (
     check_wallet,
@@ -102,7 +114,7 @@ CHECKS: tuple[Check, ...] = (
     check_keep_days,
     check_model,
     check_devices,
-    lambda args: check_publish_rounds(args),
+    check_publish_rounds,
     lambda args: cli.check_poll_seconds(args.poll_seconds),
 )
 
@@ -231,18 +243,6 @@ def make_config(args: argparse.Namespace, state_dir: Path) -> "ValidatorConfig":
         keep_days=args.keep_days,
         hub_token=cli.hub_token(),
     )
-
-
-def check_publish_rounds(args: argparse.Namespace) -> str | None:
-    """Return the repo of --publish_rounds, None without. Raises: ConfigError."""
-    repo: str | None = args.publish_rounds
-    if repo is not None and not is_repo_id(repo):
-        raise ConfigError(f"--publish_rounds must be a Hub id like owner/name, not {repo!r}")
-    if repo is not None and args.offline:
-        raise ConfigError("--publish_rounds does not go with --offline: unsigned round files prove nothing")
-    if repo is not None and cli.hub_token() is None:
-        raise ConfigError("--publish_rounds needs a Hub token that may write: set HF_TOKEN, or run hf auth login")
-    return repo
 
 
 def read_bootstrap(

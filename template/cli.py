@@ -14,7 +14,7 @@ from loguru import logger
 
 from template.arguments import Parser, find_faults
 from template.competition import Competition
-from template.config import load_competition, load_incentives, load_training_args
+from template.config import DTYPES, load_competition, load_incentives, load_training_args
 from template.data.chat_templates import ChatTemplate, template_for
 from template.data.encoding import Tokenize, encode_row
 from template.data.rows import Row
@@ -212,11 +212,8 @@ def add_score_arguments(parser: argparse.ArgumentParser) -> None:
     add("--training_args", type=Path, metavar="FILE", help="YAML of model and training (default: the repository's)")
     add("--model_path", type=Path, metavar="DIR", help="folder with the model's weights (default: from the Hub)")
     add("--device", help="cpu, cuda or cuda:N (default: the first GPU, else the CPU)")
-    add(
-        "--dtype",
-        choices=["bfloat16", "float32"],
-        help="of the base model (default: the training arguments', else by device)",
-    )
+    dtype_help = "of the base model (default: the training arguments', else by device)"
+    add("--dtype", choices=DTYPES, help=dtype_help)
 
 
 def check_wallet(args: argparse.Namespace) -> None:
@@ -259,8 +256,10 @@ def check_dataset_file(path: Path | None, flag: str) -> None:
 
 def require_hub_token() -> str:
     """Return the Hub token. Raises: HostError without one; ConfigError for one in quotes."""
+    from template.hub.client import NO_TOKEN
+
     if (token := hub_token()) is None:
-        raise HostError("no Hub token: set HF_TOKEN, or run `hf auth login`")
+        raise HostError(NO_TOKEN)
     return token
 
 

@@ -50,6 +50,13 @@ SEAL_GRACE_BLOCKS = 300
 # Block time of the chain in seconds.
 BLOCK_S = 12
 
+# Age in seconds of a node's newest block from which on the node is not believed at a start, and a validator is reported
+# as not serving: 75 blocks. A clock that NTP sets is right to a second.
+MAX_HEAD_AGE_S = 900.0
+
+# Regular expression of a hotkey's address.
+HOTKEY_PATTERN = "[1-9A-HJ-NP-Za-km-z]{46,49}"
+
 # Blocks from the first one of its era for which a signed call is valid: a power of two. In later ones it cannot land.
 ERA_BLOCKS = 32
 

@@ -23,10 +23,12 @@ from tests.fixtures.canaries import pytest_testnodedown as pytest_testnodedown
 if TYPE_CHECKING:
     from template.chain.client import Chain
     from template.localnet.chain.chain import LocalChain
+    from template.localnet.node.server import NodeServer
     from template.records import EvalConfig
     from template.store.store import Store
     from tests.fixtures.faulty_hub import FaultyHub
     from tests.fixtures.network import Net
+    from tests.fixtures.node import Wire
     from tests.fixtures.training import Bench
 
 # A shell makes its background processes ignore Ctrl-C, and tests interrupt processes with it.
@@ -106,6 +108,24 @@ def local(tmp_path: Path) -> "Iterator[LocalChain]":
         chain.register(make_key("validator").ss58_address, is_validator=True)
         chain.register(make_key("miner").ss58_address)
         yield chain
+
+
+@pytest.fixture
+def node(local: "LocalChain") -> "Iterator[NodeServer]":
+    """A node of `local`."""
+    from template.localnet.node.server import NodeServer
+
+    with NodeServer(local.path) as server:
+        yield server
+
+
+@pytest.fixture
+def wire(node: "NodeServer") -> "Iterator[Wire]":
+    """A JSON-RPC connection to `node`."""
+    from tests.fixtures.node import open_wire
+
+    with open_wire(node) as connection:
+        yield connection
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from template.doctor.findings import Finding, failed, from_error, passed, warned
 from template.doctor.setup import Role, Setup
 from template.errors import ConfigError, HostError, RemoteError
 from template.hub.checks import check_reachable, list_eval_set, read_account
-from template.hub.client import read_token
+from template.hub.client import NO_TOKEN, read_token
 from template.proxies import check_proxies, find_proxies
 
 _CONNECT_S = 5.0
@@ -60,7 +60,7 @@ def check_token(setup: Setup, *, asks_hub: bool = True) -> Iterator[Finding]:
     is_miner = setup.role is Role.MINER
     if token is None:
         if is_miner:
-            yield from_error("token", HostError("no Hub token: set HF_TOKEN, or run `hf auth login`"))
+            yield from_error("token", HostError(NO_TOKEN))
         else:
             yield passed("token", "none, as public files need none")
         return

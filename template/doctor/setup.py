@@ -46,7 +46,7 @@ class Setup:
     @property
     def model_path(self) -> Path | None:
         """The folder of --model_path."""
-        return self.args.model_path.expanduser().resolve() if self.args.model_path else None
+        return self.args.model_path.resolve() if self.args.model_path else None
 
     def eval_folder(self) -> Path:
         """Return the folder of the evaluation set. Raises: ConfigError."""

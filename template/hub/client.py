@@ -81,6 +81,10 @@ def configure_client() -> None:
     huggingface_hub.set_client_factory(_make_client)
 
 
+NO_TOKEN = "no Hub token: set HF_TOKEN, or run `hf auth login`"
+"""Why a program that writes to the Hub cannot run."""
+
+
 def saved_token() -> str | None:
     """Return the user's Hub token, from HF_TOKEN or the login file; None without one."""
     configure_client()

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from template.chain_records import ChainCommitment
 from template.competition import is_repo_id
+from template.constants import HOTKEY_PATTERN
 from template.errors import ConfigError
 from template.receipts.files import MAX_FILE_BYTES, read_header
 from template.receipts.receipt import Receipt
@@ -17,7 +18,6 @@ from template.receipts.verify import check_signature
 
 PATTERN = "round-*.jsonl"
 _FILE = re.compile(r"round-[A-Za-z0-9_.-]+\.jsonl")
-_HOTKEY = re.compile("[1-9A-HJ-NP-Za-km-z]{46,49}")
 
 FindCommitment = Callable[[str], ChainCommitment | None]
 """Return a hotkey's commitment on chain."""
@@ -43,7 +43,7 @@ class RoundSource(NamedTuple):
 
 def is_hotkey(source: str) -> bool:
     """Check for the form of a hotkey's address."""
-    return _HOTKEY.fullmatch(source) is not None
+    return re.fullmatch(HOTKEY_PATTERN, source) is not None
 
 
 def open_source(

@@ -1,7 +1,6 @@
 """The histories that a site shows, with numbers for the names in them. Pure."""
 
 import hashlib
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,9 +8,8 @@ from functools import cached_property
 from template.competition import CommitmentRecord
 from template.errors import SubmissionError
 from template.receipts.round_file import RoundHeader
+from template.receipts.sources import is_hotkey
 from template.site.extract import Evaluation, Extract, Row
-
-_ADDRESS = re.compile("[1-9A-HJ-NP-Za-km-z]{46,49}")
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ class Names:
 
 def file_name(hotkey: str) -> str:
     """Return a name for the files of a hotkey: strangers choose the text in a round file."""
-    return hotkey if _ADDRESS.fullmatch(hotkey) else f"x{hashlib.sha256(hotkey.encode()).hexdigest()[:24]}"
+    return hotkey if is_hotkey(hotkey) else f"x{hashlib.sha256(hotkey.encode()).hexdigest()[:24]}"
 
 
 def round_name(extract: Extract) -> str:

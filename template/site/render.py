@@ -11,14 +11,14 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from template.constants import BLOCK_S
+from template.receipts.sources import is_hotkey
 from template.site.words import CONFIRMED
 from template.terminal import escape_line, format_duration
 
 # Of all scripts and styles. There is no other source, so a page asks for nothing that leaves the machine.
 ASSETS = ("site.css", "site.js", "charts.js", "icon.svg", "uPlot.iife.min.js", "uPlot.min.css", "uPlot-LICENSE.txt")
-BLOCK_S = 12.0
 
-_HOTKEY = re.compile("[1-9A-HJ-NP-Za-km-z]{46,49}")
 # What a spreadsheet takes for a formula at the start of a cell.
 _FORMULA = re.compile(r"[=+\-@\t\r\n]")
 
@@ -30,7 +30,7 @@ def plain(text: str) -> str:
 
 def short(hotkey: str) -> str:
     """Shorten an address to its ends."""
-    return hotkey if _HOTKEY.fullmatch(hotkey) is None else f"{hotkey[:6]}…{hotkey[-4:]}"
+    return f"{hotkey[:6]}…{hotkey[-4:]}" if is_hotkey(hotkey) else hotkey
 
 
 def number(value: float | None, digits: int = 6) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
+from template.constants import MAX_HEAD_AGE_S
 from template.errors import SubnetGoneError
 from template.files import pid_namespace
 from template.records import Metrics
@@ -49,7 +50,7 @@ class HealthLimits:
 
     max_silence_s: float = 1800.0
     max_overdue_blocks: int = 360
-    max_block_age_s: float = 900.0
+    max_block_age_s: float = MAX_HEAD_AGE_S
     min_free_bytes: int = 2 * 10**9
 
 

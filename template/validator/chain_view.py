@@ -7,14 +7,11 @@ subnet that was dissolved, or whose netuid was given to another.
 from datetime import UTC, datetime
 
 from template.chain_records import ChainView
+from template.constants import MAX_HEAD_AGE_S
 from template.errors import ConfigError, RemoteError, SubnetGoneError, UnknownSubnetError
 from template.terminal import format_duration
 from template.validator.context import Context
 from template.validator.rounds import check_chain
-
-# Age of a node's newest block from which on it is not believed: 75 blocks. Blocks take 12 seconds, and a clock that NTP
-# sets is right to a second. `scripts/status.py --check` reports a running validator from the same age on.
-MAX_HEAD_AGE_S = 900.0
 
 
 class ViewReader:

@@ -9,6 +9,7 @@ from pathlib import Path
 from loguru import logger
 
 from template.competition import is_commit
+from template.constants import HOTKEY_PATTERN
 from template.records import Round
 from template.rules.stands import find_versions, shorten_stands
 from template.validator.availability import find_records
@@ -26,11 +27,10 @@ _DATASETS_KEPT_S = _DAY_S
 _SEEN_KEPT_BLOCKS = 7200
 
 # Names that this package writes into the operator's folders. Everything else in them stays.
-_HOTKEY = "[1-9A-HJ-NP-Za-km-z]{46,49}"
-_DATASET_OWNER = re.compile(_HOTKEY)
+_DATASET_OWNER = re.compile(HOTKEY_PATTERN)
 _DATASET = re.compile(r".+--.+-(?:[0-9a-f]{40}|[0-9a-f]{64})")
 # A file that is being written has a leading dot and a suffix; a kill can leave it behind.
-_RECEIPT = re.compile(rf"\.?({_HOTKEY}-[0-9a-f]{{12}})-\d+\.json(?:\.\w+)?")
+_RECEIPT = re.compile(rf"\.?({HOTKEY_PATTERN}-[0-9a-f]{{12}})-\d+\.json(?:\.\w+)?")
 _ROUND = re.compile(r"\.?(round-\d+-\d+-[\w-]+)\.jsonl(?:\.\w+)?")
 
 

@@ -9,7 +9,7 @@ from template.errors import RemoteError
 from template.localnet.chain.chain import LocalChain
 from template.localnet.node.server import NodeServer
 from tests.fixtures.chain import NETUID, SEALED, commit, make_key
-from tests.fixtures.node import Wire, dial, open_wire
+from tests.fixtures.node import Wire, dial
 
 MINER, VALIDATOR = make_key("miner"), make_key("validator")
 FAULTS = [
@@ -28,12 +28,6 @@ def node(local: LocalChain) -> Iterator[NodeServer]:
     local.reveal(VALIDATOR.ss58_address, "opened")
     with NodeServer(local.path) as server:
         yield server
-
-
-@pytest.fixture
-def wire(node: NodeServer) -> Iterator[Wire]:
-    with open_wire(node) as connection:
-        yield connection
 
 
 @pytest.fixture

@@ -10,22 +10,10 @@ from template.errors import NotSubmittedError, RemoteError
 from template.localnet.chain.chain import LocalChain
 from template.localnet.node.server import NodeServer
 from tests.fixtures.chain import NETUID, connect, make_key, make_node, set_weights
-from tests.fixtures.node import Wire, dial, open_wire
+from tests.fixtures.node import Wire, dial
 
 MINER, VALIDATOR = make_key("miner"), make_key("validator")
 OUTDATED = (1010, "Invalid Transaction", "Transaction is outdated")
-
-
-@pytest.fixture
-def node(local: LocalChain) -> Iterator[NodeServer]:
-    with NodeServer(local.path) as server:
-        yield server
-
-
-@pytest.fixture
-def wire(node: NodeServer) -> Iterator[Wire]:
-    with open_wire(node) as connection:
-        yield connection
 
 
 @pytest.fixture
