@@ -17,7 +17,6 @@ import shutil
 import signal
 import socket
 import sys
-import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -27,6 +26,7 @@ from loguru import logger
 
 from template.arguments import Parser
 from template.errors import ConfigError, SubnetError
+from template.stop_request import StopRequest
 from template.telemetry.logging import configure_logging, quiet_libraries
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def serve(args: argparse.Namespace) -> int:
     from template.localnet.node.server import NodeServer
 
     _check_port(args.port)
-    stop = threading.Event()
+    stop = StopRequest()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     is_new = not args.dir.exists()
