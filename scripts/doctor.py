@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from neurons import miner, validator
-from scripts.status import open_console
+from scripts.status import render
 from template import cli
 from template.arguments import Parser
 from template.doctor.findings import Level
@@ -57,10 +57,7 @@ def run(args: argparse.Namespace, neuron_args: argparse.Namespace) -> int:
     if args.is_json:
         write_stdout(f"{to_json(findings)}\n")
     else:
-        console = open_console()
-        with console.capture() as capture:
-            print_findings(findings, console)
-        write_stdout(capture.get())
+        write_stdout(render(partial(print_findings, findings)))
     return int(any(finding.level is Level.FAILURE for finding in findings))
 
 

@@ -12,7 +12,7 @@ import io
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     if args.is_json:
         write_stdout(f"{json.dumps(to_json(status))}\n")
     else:
-        show(status, open_console(), max_rows)
+        show(status, max_rows)
     return 0
 
 
@@ -97,34 +97,44 @@ def check(args: argparse.Namespace, state_dir: Path) -> int:
     return _UNHEALTHY if problems else 0
 
 
-def show(status: Status, console: Console, max_rows: int | None, *, clears: bool = False) -> bool:
+def show(status: Status, max_rows: int | None, *, clears: bool = False) -> bool:
     """Print the status. Return whether stdout took it: a reader such as `head` may leave."""
-    with console.capture() as capture:
+
+    def fill(console: Console) -> None:
         if clears:
             console.clear()
         print_status(status, console, max_rows=max_rows)
-    return write_stdout(capture.get()) is None
+
+    return write_stdout(render(fill)) is None
 
 
 def watch(state_dir: Path, pause_s: float, max_rows: int | None) -> int:
     """Print the status until interrupted."""
     if not 0 < pause_s <= 3600:
         raise ConfigError(f"--watch must be above 0 and at most 3600 seconds, not {pause_s}")
-    console = open_console()
     try:
-        while True:
-            status = read_status(state_dir, time.time())
-            if not show(status, console, max_rows, clears=True):
-                return 0
+        while show(read_status(state_dir, time.time()), max_rows, clears=True):
             time.sleep(pause_s)
     except KeyboardInterrupt:
-        return 0
+        pass
+    return 0
 
 
-def open_console() -> Console:
-    """Return a console on stdout, without colours where that is no terminal."""
-    file = sys.stdout or io.StringIO()  # closed by the caller
-    return Console(file=file, markup=False, highlight=False, emoji=False, width=None if file.isatty() else _WIDTH)
+class _Page(io.StringIO):
+    """Text for stdout, of its encoding, which decides about box characters."""
+
+    encoding = property(lambda self: getattr(sys.stdout, "encoding", None))
+
+
+def render(fill: Callable[[Console], None]) -> str:
+    """Return what `fill` prints on a console like stdout, without colours where that is no terminal.
+
+    Not on stdout itself, since a console writes to its file also while it captures, and a full disk would end it.
+    """
+    page, is_terminal = _Page(), sys.stdout is not None and sys.stdout.isatty()
+    shape = {"force_terminal": True} if is_terminal else {"width": _WIDTH}
+    fill(Console(file=page, markup=False, highlight=False, emoji=False, **shape))
+    return page.getvalue()
 
 
 if __name__ == "__main__":
