@@ -27,7 +27,7 @@ from loguru import logger
 from tqdm import tqdm
 
 from template import __version__, cli
-from template.arguments import Parser
+from template.arguments import Parser, check_port
 from template.errors import ConfigError, HostError, RemoteError
 from template.files import check_folder
 from template.receipts.sources import RoundSource, read_signed
@@ -60,6 +60,8 @@ def run(args: argparse.Namespace) -> int:
     """Write the site, and serve and refresh it if asked to."""
     if args.every is not None and not args.every >= 1.0:
         raise ConfigError(f"--every must be at least 1 second, not {args.every}")
+    if args.serve is not None:
+        check_port("--serve", args.serve)
     folder = check_folder(args.out, "--out")
     build(args, folder)
     if args.serve is None and args.every is None:
@@ -178,12 +180,9 @@ def read_extract(path: Path, source: RoundSource, cache: Path) -> Extract:
 
 
 def serve(folder: Path, port: int) -> str:
-    """Serve the folder on loopback, in a thread; return its address. Raises: ConfigError for a port that is taken."""
+    """Serve the folder on loopback, in a thread; return its address."""
     handler = functools.partial(SimpleHTTPRequestHandler, directory=str(folder))
-    try:
-        server = ThreadingHTTPServer(("127.0.0.1", port), handler)
-    except (OSError, OverflowError) as error:
-        raise ConfigError(f"--serve {port}: {error}; name another port") from error
+    server = ThreadingHTTPServer(("127.0.0.1", port), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}/"
     logger.info("serving {} until Ctrl-C", address)

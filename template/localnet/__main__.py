@@ -15,7 +15,6 @@ docs/hub.md.
 import argparse
 import shutil
 import signal
-import socket
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -24,8 +23,8 @@ from typing import TYPE_CHECKING
 
 from loguru import logger
 
-from template.arguments import Parser
-from template.errors import ConfigError, SubnetError
+from template.arguments import Parser, check_port
+from template.errors import SubnetError
 from template.stop_request import StopRequest
 from template.telemetry.logging import configure_logging, quiet_libraries
 
@@ -95,7 +94,8 @@ def serve(args: argparse.Namespace) -> int:
     """Create the network, log where it is, and wait for a signal."""
     from template.localnet.node.server import NodeServer
 
-    _check_port(args.port)
+    check_port("--port", args.port)
+    check_port("--hub_port", args.hub_port)
     stop = StopRequest()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
@@ -115,14 +115,6 @@ def serve(args: argparse.Namespace) -> int:
             logger.info("  {}={}", name, value)
         stop.wait()
     return 0
-
-
-def _check_port(port: int) -> None:
-    """Raise ConfigError for a port in use, before the folder is made."""
-    try:
-        socket.create_server(("127.0.0.1", port)).close()
-    except (OSError, OverflowError) as error:
-        raise ConfigError(f"--port {port} cannot be used: {error}. Name another one, or 0 for a free one") from error
 
 
 def _create(args: argparse.Namespace, stack: ExitStack) -> "LocalNet":

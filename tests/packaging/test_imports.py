@@ -61,6 +61,7 @@ LIBRARIES = {
     "sqlite3": "template.store.* template.localnet.*",
     "wandb": "template.telemetry.*",
     "jinja2": "template.site.*",
+    "prometheus_client": "template.status.*",
     "ray": "template.workers.ray_driver template.workers.ray_actor",
     **dict.fromkeys(
         ("torch", "transformers", "peft", "tokenizers", "safetensors"),
