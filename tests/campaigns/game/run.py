@@ -11,7 +11,7 @@ from template.competition import Competition, Incentives
 from template.errors import Reason
 from tests.campaigns.game import floods, hiding, luck, records, tricks
 from tests.campaigns.game.consensus import Vote, find_incentives
-from tests.campaigns.game.miners import Combiner, Keeper, Researcher, Updater
+from tests.campaigns.game.miners import Combiner, Keeper, Researcher, Sealer, Updater
 from tests.campaigns.game.world import ROUNDS_PER_DAY, Game, Miner, Settings
 
 RIVALS = 4
@@ -116,6 +116,13 @@ STRATEGIES = (
     ),
     Strategy(name="upload mosaics that block a record", make=hiding.MosaicBlocker, hotkeys=20, rivals=Combiner),
     Strategy(name="seal mosaics that block a record", make=hiding.SealedMosaicBlocker, hotkeys=20, rivals=Combiner),
+    Strategy(
+        name="copies of sealed datasets",
+        make=tricks.RevealCopier,
+        hotkeys=8,
+        bound=Bound.NOTHING,
+        rivals=Sealer,
+    ),
     Strategy(name="hide paid files three days of 14", make=hiding.PaidRivalHider),
     Strategy(name="a validator with 40% of the stake", bound=Bound.COLLUSION, stake=0.4),
     Strategy(name="return to the lucky", make=luck.ReturnToLucky, hotkeys=20),

@@ -33,6 +33,17 @@ class PartCopier(Copier):
     rows_kept = ROWS * 45 // 100
 
 
+class RevealCopier(Researcher):
+    """Copies each sealed dataset in the period of its reveal: all rows, and just more than the allowed ones."""
+
+    def act(self, game: Game) -> None:
+        sealed = [commitment for hotkey, commitment in game.commitments.items() if hotkey not in self.hotkeys]
+        revealed = [other.rows for other in sealed if game.block - game.period < other.reveal_block <= game.block]
+        pairs = [(rows, kept) for rows in revealed for kept in (ROWS, PartCopier.rows_kept)]
+        for hotkey, (rows, kept) in zip(self.hotkeys, pairs, strict=False):
+            game.commit(hotkey, copy_rows(self, game, rows, kept))
+
+
 class OldVersionCopier(Copier):
     """Copies the datasets of others from before their last update."""
 
