@@ -205,7 +205,7 @@ def test_state_of_the_first_release_closes_its_open_round(path: Path, monkeypatc
         assert store.last_start_block(eval_config) == 10
 
 
-def test_reveals_that_release_0_4_recorded_are_of_stands(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stands_of_release_0_4_get_their_recorded_reveals(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(database, "MIGRATIONS", MIGRATIONS[:3])
         with Store(path) as old, old.atomic() as db:

@@ -127,6 +127,8 @@ STRATEGIES = (
     Strategy(name="a validator with 40% of the stake", bound=Bound.COLLUSION, stake=0.4),
     Strategy(name="return to the lucky", make=luck.ReturnToLucky, hotkeys=20),
     Strategy(name="pass datasets on in a circle", make=luck.Circle, hotkeys=20),
+    Strategy(name="add up finds to one epsilon", make=tricks.Accumulator),
+    Strategy(name="add up finds to three epsilon", make=tricks.PatientAccumulator),
     Strategy(name="split a find into steps", make=tricks.Staircase, hotkeys=10),
     Strategy(name="mosaics without research", make=tricks.Mosaicker, hotkeys=5),
     Strategy(name="squat before a new season", make=tricks.Squatter, hotkeys=20, is_new_season=True),

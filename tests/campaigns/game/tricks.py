@@ -165,6 +165,31 @@ class Hoarder(Researcher):
         self.last[hotkey] = rows
 
 
+class Accumulator(Researcher):
+    """Adds up its finds, and publishes them together when they are `least` epsilon better than the record."""
+
+    least = 1.0
+
+    def __init__(self, game: Game, name: str, hotkeys: int = 1) -> None:
+        super().__init__(game, name, hotkeys)
+        self.value = 0.0
+
+    def found(self, game: Game, rows: Rows, value: float) -> None:
+        base = max(0.0, game.best_value)
+        if value > base:
+            self.value = max(self.value, base) + value - base
+            self.propose(game, self.hotkeys[0], self.make_rows(game, self.value))
+
+    def is_worth(self, game: Game, loss: float) -> bool:
+        return loss < game.frontier - self.least * game.incentives.epsilon
+
+
+class PatientAccumulator(Accumulator):
+    """The same, with three epsilon."""
+
+    least = 3.0
+
+
 class Staircase(Researcher):
     """Splits each find into steps of little more than epsilon, one per hotkey."""
 
