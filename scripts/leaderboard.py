@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from tqdm import tqdm
 from template import __version__, cli
 from template.arguments import Parser
 from template.errors import ConfigError, HostError, RemoteError
-from template.files import check_folder
+from template.files import check_folder, find_write_problem
 from template.receipts.sources import RoundSource, read_signed
 from template.site.archive import History, round_name
 from template.site.extract import VERSION, Extract, extract_round
@@ -61,11 +62,13 @@ def run(args: argparse.Namespace) -> int:
     if args.every is not None and not args.every >= 1.0:
         raise ConfigError(f"--every must be at least 1 second, not {args.every}")
     folder = check_folder(args.out, "--out")
+    # Before the work, since the port may be taken.
+    server = None if args.serve is None else open_server(folder, args.serve)
     build(args, folder)
+    if server is not None:
+        serve(server)
     if args.serve is None and args.every is None:
         return 0
-    if args.serve is not None:
-        serve(folder, args.serve)
     try:
         while args.every is not None:
             time.sleep(args.every)
@@ -87,7 +90,9 @@ def refresh(args: argparse.Namespace, folder: Path) -> None:
 def build(args: argparse.Namespace, folder: Path) -> None:
     """Read the sources and write every page that changed."""
     started = time.monotonic()
-    cache = check_folder(args.work_dir / "site", "--work_dir")
+    cache = args.work_dir / "site"
+    if (problem := find_write_problem(cache)) is not None:
+        logger.warning("--work_dir {}: {}; the next call reads all rounds again", args.work_dir, problem)
     paths: dict[str, Path] = {}
     histories = read_histories(cli.open_round_sources(args), cache, paths)
 
@@ -170,20 +175,23 @@ def read_extract(path: Path, source: RoundSource, cache: Path) -> Extract:
         pass
     item = read_signed(path, source, verify_signature)
     extract = extract_round(item.header, item.receipts, path.name, item.fault)
-    try:
+    with suppress(HostError):
+        # Only a cache, whose folder was tried at the start.
         write(cached, json.dumps(extract.to_json()).encode())
-    except HostError as error:
-        logger.warning("--work_dir: {}; the next call reads this round again", error)
     return extract
 
 
-def serve(folder: Path, port: int) -> str:
-    """Serve the folder on loopback, in a thread; return its address. Raises: ConfigError for a port that is taken."""
+def open_server(folder: Path, port: int) -> ThreadingHTTPServer:
+    """Open a server of the folder on loopback. Raises: ConfigError for a port that cannot be used."""
     handler = functools.partial(SimpleHTTPRequestHandler, directory=str(folder))
     try:
-        server = ThreadingHTTPServer(("127.0.0.1", port), handler)
+        return ThreadingHTTPServer(("127.0.0.1", port), handler)
     except (OSError, OverflowError) as error:
-        raise ConfigError(f"--serve {port}: {error}; name another port") from error
+        raise ConfigError(f"--serve {port} cannot be used: {error}. Name another port, or 0 for a free one") from error
+
+
+def serve(server: ThreadingHTTPServer) -> str:
+    """Serve in a thread; return the address."""
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}/"
     logger.info("serving {} until Ctrl-C", address)

@@ -95,7 +95,9 @@ def serve(args: argparse.Namespace) -> int:
     """Create the network, log where it is, and wait for a signal."""
     from template.localnet.node.server import NodeServer
 
-    _check_port(args.port)
+    _check_port("--port", args.port)
+    if args.sample is not None:
+        _check_port("--hub_port", args.hub_port)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
@@ -117,12 +119,12 @@ def serve(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check_port(port: int) -> None:
+def _check_port(flag: str, port: int) -> None:
     """Raise ConfigError for a port in use, before the folder is made."""
     try:
         socket.create_server(("127.0.0.1", port)).close()
     except (OSError, OverflowError) as error:
-        raise ConfigError(f"--port {port} cannot be used: {error}. Name another one, or 0 for a free one") from error
+        raise ConfigError(f"{flag} {port} cannot be used: {error}. Name another one, or 0 for a free one") from error
 
 
 def _create(args: argparse.Namespace, stack: ExitStack) -> "LocalNet":
