@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from tqdm import tqdm
 from template import __version__, cli
 from template.arguments import Parser, check_port
 from template.errors import ConfigError, HostError, RemoteError
-from template.files import check_folder
+from template.files import check_folder, find_write_problem
 from template.receipts.sources import RoundSource, read_signed
 from template.site.archive import History, round_name
 from template.site.extract import VERSION, Extract, extract_round
@@ -64,10 +65,10 @@ def run(args: argparse.Namespace) -> int:
         check_port("--serve", args.serve)
     folder = check_folder(args.out, "--out")
     build(args, folder)
-    if args.serve is None and args.every is None:
-        return 0
     if args.serve is not None:
         serve(folder, args.serve)
+    if args.serve is None and args.every is None:
+        return 0
     try:
         while args.every is not None:
             time.sleep(args.every)
@@ -89,7 +90,9 @@ def refresh(args: argparse.Namespace, folder: Path) -> None:
 def build(args: argparse.Namespace, folder: Path) -> None:
     """Read the sources and write every page that changed."""
     started = time.monotonic()
-    cache = check_folder(args.work_dir / "site", "--work_dir")
+    cache = args.work_dir / "site"
+    if (problem := find_write_problem(cache)) is not None:
+        logger.warning("--work_dir {}: {}; the next call reads all rounds again", args.work_dir, problem)
     paths: dict[str, Path] = {}
     histories = read_histories(cli.open_round_sources(args), cache, paths)
 
@@ -172,10 +175,9 @@ def read_extract(path: Path, source: RoundSource, cache: Path) -> Extract:
         pass
     item = read_signed(path, source, verify_signature)
     extract = extract_round(item.header, item.receipts, path.name, item.fault)
-    try:
+    with suppress(HostError):
+        # Only a cache, whose folder was tried at the start.
         write(cached, json.dumps(extract.to_json()).encode())
-    except HostError as error:
-        logger.warning("--work_dir: {}; the next call reads this round again", error)
     return extract
 
 

@@ -95,7 +95,8 @@ def serve(args: argparse.Namespace) -> int:
     from template.localnet.node.server import NodeServer
 
     check_port("--port", args.port)
-    check_port("--hub_port", args.hub_port)
+    if args.sample is not None:
+        check_port("--hub_port", args.hub_port)
     stop = StopRequest()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
