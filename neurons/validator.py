@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from loguru import logger
 
 from neurons.validator_arguments import (
+    PUBLIC_FLAGS,
     add_executor_arguments,
     add_file_arguments,
     add_metrics_arguments,
@@ -316,6 +317,12 @@ def make_tracker(args: argparse.Namespace, config: "ValidatorConfig", hotkey: st
         version=__version__,
         folder=state_dir / "wandb",
         keep_days=config.keep_days,
+        competition=config.competition.id,
+        settings={
+            **{name: asdict(getattr(config, name)) for name in ("competition", "incentives", "policy")},
+            "training_args": asdict(load_training_args(args.training_args)),
+            "flags": {name: getattr(args, name) for name in PUBLIC_FLAGS},
+        },
     )
     return WandbTracker(chosen, redact=Redactor(secret_values(os.environ)))
 

@@ -6,6 +6,12 @@ from pathlib import Path
 from template import cli
 from template.arguments import check_port
 
+# What a public run shows of the command line. Paths, endpoints and webhooks may hold names or secrets.
+PUBLIC_FLAGS = (
+    *("auto_update", "device", "dont_set_weights", "dtype", "executor", "keep_days", "lucky_num", "lucky_num_from"),
+    *("max_downloads", "offline", "poll_seconds", "publish_rounds", "ray_accelerator", "ray_gpus", "ray_workers"),
+)
+
 
 def add_file_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --state_dir and the folders that are in it by default."""
