@@ -14,7 +14,7 @@ from template.competition import Competition, Incentives
 from template.errors import Reason
 
 ROOT = Path(__file__).resolve().parents[2]
-PATHS = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").glob("*.md"))]
+PATHS = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in PATHS}
 
 
