@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from template import __version__
 from template.competition import Competition, Incentives
+from template.constants import WEIGHTS_VERSION
 from template.errors import Reason
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -98,3 +100,10 @@ def test_every_link_and_path_leads_to_a_file() -> None:
         paths = [ROOT / name for name in named.findall(text) if page != "CHANGELOG.md"]
         missing += [f"{page}: {target}" for target in (*links, *paths) if not target.exists()]
     assert missing == []
+
+
+def test_the_release_is_the_same_in_every_page() -> None:
+    versions = re.findall(r"^## (\d\S*) - \d{4}-\d\d-\d\d$", PAGES["CHANGELOG.md"], re.MULTILINE)
+    assert versions[0] == __version__
+    assert re.findall(r"git checkout (v\d\S*)", PAGES["docs/operator.md"]) == [f"v{__version__}"]
+    assert f"({WEIGHTS_VERSION} for {__version__})" in PAGES["docs/owner.md"]
