@@ -9,8 +9,9 @@ import pytest
 from template import cli, files
 from template.errors import ConfigError, HostError
 from template.hub import client
+from template.localnet.models import download
 from template.proxies import check_proxies
-from tests.fixtures.network import ROOT
+from tests.fixtures.network import ROOT, call_main
 
 PROXIES = ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "all_proxy", "https_proxy", "http_proxy", "socks_proxy")
 
@@ -84,6 +85,19 @@ def test_user_without_a_passwd_entry_needs_home(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delenv("HOME")
     with pytest.raises(ConfigError, match="this user has no home: set HOME"):
         cli.check_home()
+
+
+def test_model_download_without_a_home_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def find_no_user(uid: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.setattr("pwd.getpwuid", find_no_user)
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    ended = call_main(download.main)
+    assert ended.status == 3
+    with pytest.raises(ConfigError, match="this user has no home: set HOME, or name the folder with --dir"):
+        download.default_model_dir()
 
 
 @pytest.mark.parametrize(("word", "status"), [("--help", 0), ("-h", 0), ("--bogus", 2)])
