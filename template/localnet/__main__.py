@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from loguru import logger
 
-from template.arguments import Parser
+from template.arguments import Parser, check_home
 from template.errors import ConfigError, SubnetError
 from template.telemetry.logging import configure_logging, quiet_libraries
 
@@ -85,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     configure_logging(is_debug=args.is_debug)
     quiet_libraries()
     try:
+        check_home()
         return serve(args)
     except SubnetError as error:
         logger.error("{}", error)
