@@ -7,6 +7,8 @@ with the next flag that is added.
 import argparse
 import difflib
 import errno
+import os
+import pwd
 import re
 import socket
 import sys
@@ -107,6 +109,21 @@ class Parser(argparse.ArgumentParser):
             texts += map(str, find_faults(self._parsed, self.checks))
         self.print_usage(sys.stderr)
         self.exit(2, "".join(f"{self.prog}: error: {' '.join(text.split())}\n" for text in dict.fromkeys(texts)))
+
+
+def check_home() -> None:
+    """Check that this user has a home. Raises: ConfigError.
+
+    A container may run as a user id without a passwd entry; libraries then need the name of the user too.
+    """
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        os.environ.setdefault("USER", f"uid{os.getuid()}")
+    try:
+        Path.home()
+    except RuntimeError as error:
+        raise ConfigError("this user has no home: set HOME to a folder that it may write to") from error
 
 
 def find_faults(args: argparse.Namespace, checks: Iterable[Check]) -> list[SubnetError]:

@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import functools
 import os
-import pwd
 import resource
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from loguru import logger
 
-from template.arguments import Parser, find_faults
+from template.arguments import Parser, check_home, find_faults
 from template.competition import Competition
 from template.config import DTYPES, load_competition, load_incentives, load_training_args
 from template.data.chat_templates import ChatTemplate, template_for
@@ -76,21 +75,6 @@ def run_main(
         return report_faults(diagnose(args, find_faults(args, parser.checks))) or run(args)
 
     return run_entry_point(work)
-
-
-def check_home() -> None:
-    """Check that this user has a home. Raises: ConfigError.
-
-    A container may run as a user id without a passwd entry; libraries then need the name of the user too.
-    """
-    try:
-        pwd.getpwuid(os.getuid())
-    except KeyError:
-        os.environ.setdefault("USER", f"uid{os.getuid()}")
-    try:
-        Path.home()
-    except RuntimeError as error:
-        raise ConfigError("this user has no home: set HOME to a folder that it may write to") from error
 
 
 def run_entry_point(work: Callable[[], int]) -> int:

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from template import cli, files
+from template import files
+from template.arguments import check_home
 from template.errors import ConfigError, HostError
 from template.hub import client
+from template.localnet import __main__ as localnet
+from template.localnet.models import download
 from template.proxies import check_proxies
-from tests.fixtures.network import ROOT
+from tests.fixtures.network import ROOT, call_main
 
 PROXIES = ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "all_proxy", "https_proxy", "http_proxy", "socks_proxy")
 
@@ -79,11 +82,25 @@ def test_user_without_a_passwd_entry_needs_home(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("pwd.getpwuid", find_no_user)
     monkeypatch.delenv("USER", raising=False)
     monkeypatch.setenv("HOME", "/tmp")
-    cli.check_home()
+    check_home()
     assert os.environ.pop("USER") == f"uid{os.getuid()}"
     monkeypatch.delenv("HOME")
     with pytest.raises(ConfigError, match="this user has no home: set HOME"):
-        cli.check_home()
+        check_home()
+
+
+def test_local_network_without_a_home_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def find_no_user(uid: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.setattr("pwd.getpwuid", find_no_user)
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    ended = call_main(localnet.main, "--dir", tmp_path / "net", "--port", 0)
+    assert ended.status == 3 and "this user has no home: set HOME" in ended.logs[-1]
+    assert call_main(download.main).status == 3
+    with pytest.raises(ConfigError, match="this user has no home: set HOME, or name the folder with --dir"):
+        download.default_model_dir()
 
 
 @pytest.mark.parametrize(("word", "status"), [("--help", 0), ("-h", 0), ("--bogus", 2)])

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from loguru import logger
 
-from template.arguments import Parser, check_port
+from template.arguments import Parser, check_home, check_port
 from template.errors import SubnetError
 from template.stop_request import StopRequest
 from template.telemetry.logging import configure_logging, quiet_libraries
@@ -84,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     configure_logging(is_debug=args.is_debug)
     quiet_libraries()
     try:
+        check_home()
         return serve(args)
     except SubnetError as error:
         logger.error("{}", error)

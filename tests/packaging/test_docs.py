@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from template import __version__
 from template.competition import Competition, Incentives
+from template.constants import WEIGHTS_VERSION
 from template.errors import Reason
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -114,3 +116,10 @@ def test_every_message_of_the_troubleshooting_page_exists() -> None:
     assert len(quoted) > 20
     source = literals()
     assert not [text for text in quoted for part in text.split("…") if part.strip() not in source]
+
+
+def test_the_release_is_the_same_in_every_page() -> None:
+    versions = re.findall(r"^## (\d\S*) - \d{4}-\d\d-\d\d$", PAGES["CHANGELOG.md"], re.MULTILINE)
+    assert versions[0] == __version__
+    assert re.findall(r"git checkout (v\d\S*)", PAGES["docs/operator.md"]) == [f"v{__version__}"]
+    assert f"({WEIGHTS_VERSION} for {__version__})" in PAGES["docs/owner.md"]
