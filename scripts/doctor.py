@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from functools import partial
 
 from neurons import miner, validator
-from scripts.status import open_console
 from template import cli
 from template.arguments import Parser
+from template.console import open_console
 from template.doctor.findings import Level
 from template.doctor.full import Options, check_all, print_findings, to_json
 from template.doctor.setup import Role

@@ -8,7 +8,6 @@
 """
 
 import argparse
-import io
 import json
 import sys
 import time
@@ -19,6 +18,7 @@ from rich.console import Console
 
 from template import cli
 from template.arguments import Parser
+from template.console import open_console
 from template.errors import ConfigError
 from template.status.alerts import Alerter
 from template.status.health import HealthLimits, find_problems
@@ -28,8 +28,6 @@ from template.terminal import escape, write_stdout
 
 _UNHEALTHY = 1
 _MAX_ROWS = 20
-# Columns where stdout is not a terminal.
-_WIDTH = 120
 
 
 def build_parser() -> Parser:
@@ -119,12 +117,6 @@ def watch(state_dir: Path, pause_s: float, max_rows: int | None) -> int:
             time.sleep(pause_s)
     except KeyboardInterrupt:
         return 0
-
-
-def open_console() -> Console:
-    """Return a console on stdout, without colours where that is no terminal."""
-    file = sys.stdout or io.StringIO()  # closed by the caller
-    return Console(file=file, markup=False, highlight=False, emoji=False, width=None if file.isatty() else _WIDTH)
 
 
 if __name__ == "__main__":
