@@ -25,20 +25,19 @@ import os
 import random
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rich.console import Console
 from rich.text import Text
 
 from template import cli
 from template.arguments import Parser
 from template.competition import Competition, Incentives
 from template.config import load_competition, load_incentives, load_training_args
-from template.console import BAD, FAINT, GOOD, OPEN, make_grid, open_console, show
+from template.console import BAD, FAINT, GOOD, OPEN, is_terminal, make_grid, show
 from template.errors import ConfigError, RemoteError, SubmissionError
 from template.receipts.checks import CachedChain, FileReport, check_signers
 from template.receipts.files import read_round
@@ -137,18 +136,18 @@ def audit(args: argparse.Namespace) -> int:
         check_histories(sound, reports, auditor, competition, incentives, chains, finds_copies=args.copies)
     seed = int.from_bytes(os.urandom(4), "little") if args.seed is None else args.seed
     sample = jobs if args.sample is None else draw_sample(jobs, args.sample, seed)
-    console = None if args.is_json else open_console()
+    report_lines: Callable[..., None] = (lambda *_, **__: None) if args.is_json else print_lines
     for report in reports.values():
-        print_lines(console, file_title(report), file_lines(report))
+        report_lines(file_title(report), file_lines(report))
     if len(sample) < len(jobs):
-        print_lines(console, f"replaying {len(sample)} of {len(jobs)} receipts: --sample {args.sample} --seed {seed}")
+        report_lines(f"replaying {len(sample)} of {len(jobs)} receipts: --sample {args.sample} --seed {seed}")
     outcomes, countdown = [], Countdown("replayed", len(sample))
     for job in sample:
         outcomes.append(replay(auditor, job))
-        print_lines(console, describe_outcome(outcomes[-1]), style=_STYLES.get(outcomes[-1]["verdict"], OPEN))
+        report_lines(describe_outcome(outcomes[-1]), style=_STYLES.get(outcomes[-1]["verdict"], OPEN))
         countdown.advance()
     status = exit_status(reports.values(), outcomes)
-    print_lines(console, summarize(reports.values(), outcomes), style=BAD if status else GOOD)
+    report_lines(summarize(reports.values(), outcomes), style=BAD if status else GOOD)
     if args.is_json:
         files = [
             {
@@ -280,17 +279,10 @@ def replay(auditor: Auditor, job: Job) -> Outcome:
         return {**outcome, "verdict": verdict, "difference": None, "reasons": (str(error),)}
 
 
-def print_lines(
-    console: Console | None, title: str, lines: Sequence[tuple[str, str, str]] = (), *, style: str = ""
-) -> None:
-    """Print a title, and label and text of each line: with their styles on a terminal, plain elsewhere.
-
-    console: None prints nothing.
-    """
-    if console is None:
-        return
-    if console.is_terminal:
-        show(console, Text(title, style=style or "bold"), *([make_grid(lines)] if lines else []))
+def print_lines(title: str, lines: Sequence[tuple[str, str, str]] = (), *, style: str = "") -> None:
+    """Print a title, and label and text of each line: with their styles on a terminal, plain elsewhere."""
+    if is_terminal():
+        show(Text(title, style=style or "bold"), *([make_grid(lines)] if lines else []))
         return
     texts = (f"  {label}: {escape(text)}" if label else f"  {text}" for label, text, _ in lines)
     print_result("\n".join([title, *texts]))

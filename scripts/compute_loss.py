@@ -37,7 +37,7 @@ from template import cli, constants, files
 from template.arguments import Check, Parser
 from template.competition import Competition, Incentives
 from template.config import load_competition, load_incentives, load_training_args
-from template.console import open_console, show
+from template.console import is_terminal, show
 from template.errors import ConfigError, HostError, SubmissionError
 from template.miner.committed import CommittedDataset, Reader, find_committed
 from template.miner.compare import compare_paired
@@ -249,8 +249,8 @@ def compare(args: argparse.Namespace, evaluator: Evaluator, seeds: Sequence[int]
     paired = compare_paired(*([result.loss for result in side] for side in results))
     if args.is_json:
         print_result(describe_paired_json(paired, results, args.compare))
-    elif (console := open_console()).is_terminal:
-        show(console, *paired_tables(paired, results, args.compare))
+    elif is_terminal():
+        show(*paired_tables(paired, results, args.compare))
     else:
         print_result(describe_paired(paired, results, args.compare))
     write_receipts(args.receipt_dir, evaluator.competition, [*results[0], *results[1]])

@@ -32,7 +32,7 @@ from tqdm import tqdm
 from template import __version__, cli
 from template.arguments import Parser, check_port
 from template.errors import ConfigError, HostError, RemoteError
-from template.files import check_folder
+from template.files import check_folder, find_write_problem
 from template.receipts.sources import RoundSource, read_signed
 from template.site.archive import History, round_name
 from template.site.extract import VERSION, Extract, extract_round
@@ -69,10 +69,10 @@ def run(args: argparse.Namespace) -> int:
         check_port("--serve", args.serve)
     folder = check_folder(args.out, "--out")
     build(args, folder)
-    if args.serve is None and args.every is None:
-        return 0
     if args.serve is not None:
         serve(folder, args.serve)
+    if args.serve is None and args.every is None:
+        return 0
     try:
         while args.every is not None:
             time.sleep(args.every)
@@ -103,7 +103,9 @@ def build(args: argparse.Namespace, folder: Path) -> None:
 
 def _build(args: argparse.Namespace, folder: Path) -> None:
     started = time.monotonic()
-    cache = check_folder(args.work_dir / "site", "--work_dir")
+    cache = args.work_dir / "site"
+    if (problem := find_write_problem(cache)) is not None:
+        logger.warning("--work_dir {}: {}; the next call reads all rounds again", args.work_dir, problem)
     paths: dict[str, Path] = {}
     histories = read_histories(cli.open_round_sources(args), cache, paths)
 
@@ -236,10 +238,9 @@ def read_extract(path: Path, source: RoundSource, cache: Path) -> Extract:
 
     item = read_signed(path, source, verify_signature)
     extract = extract_round(item.header, item.receipts, path.name, item.fault)
-    try:
+    with suppress(HostError):
+        # Only a cache, whose folder was tried at the start.
         write(cached, json.dumps(extract.to_json()).encode())
-    except HostError as error:
-        logger.warning("--work_dir: {}; the next call reads this round again", error)
     return extract
 
 

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from template import cli
 from template.arguments import Parser
-from template.console import BAD, GOOD, make_grid, make_table, open_console, show, verdict_style
+from template.console import BAD, GOOD, is_terminal, make_grid, make_table, show, verdict_style
 from template.errors import ConfigError
 from template.receipts.round_file import RoundHeader, TableLine
 from template.receipts.sources import read_signed
@@ -81,8 +81,8 @@ def run(args: argparse.Namespace) -> int:
     verdicts = {signer: describe(args.hotkey, headers) for signer, headers in by_signer.items()}
     if args.is_json:
         print_result(json.dumps({"hotkey": args.hotkey, "validators": verdicts, "faults": faults}))
-    elif (console := open_console()).is_terminal:
-        show(console, *make_tables(verdicts, faults))
+    elif is_terminal():
+        show(*make_tables(verdicts, faults))
     else:
         lines = [line for signer, verdict in verdicts.items() for line in format_verdict(signer, verdict)]
         lines += [f"NOT VALID: {fault}" for fault in faults] or ["signatures: valid"]

@@ -218,9 +218,14 @@ def add_score_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check_wallet(args: argparse.Namespace) -> None:
     """Check that the wallet's hotkey can sign. Raises: ConfigError naming the flag."""
-    from template.chain.client import open_wallet
+    open_wallet(args)
 
-    open_wallet(args.wallet_name, args.wallet_hotkey, args.wallet_path)
+
+def open_wallet(args: argparse.Namespace) -> "Wallet":
+    """Open the wallet of --wallet.*; an encrypted hotkey is unlocked once a process. Raises: ConfigError."""
+    from template.chain.wallets import open_wallet_once
+
+    return open_wallet_once(args.wallet_name, args.wallet_hotkey, args.wallet_path)
 
 
 def check_chain(args: argparse.Namespace) -> None:
@@ -296,13 +301,8 @@ def make_target_check(args: argparse.Namespace) -> Callable[[Row], bool]:
 
 def open_chain(args: argparse.Namespace, *, needs_wallet: bool = True) -> "Chain":
     """Open the chain, with the wallet if needed. Raises: ConfigError naming the flag."""
-    from template.chain.client import open_wallet
-
     check_proxies()
-    wallet = None
-    if needs_wallet:
-        wallet = open_wallet(args.wallet_name, args.wallet_hotkey, args.wallet_path)
-    return make_chain(args, wallet, args.deadline_s)
+    return make_chain(args, open_wallet(args) if needs_wallet else None, args.deadline_s)
 
 
 def make_chain(args: argparse.Namespace, wallet: "Wallet | PublicWallet | None", deadline_s: float) -> "Chain":

@@ -2,14 +2,15 @@
 
 import io
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from rich import box
 from rich.console import Console, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
-from template.terminal import escape, write_stdout
+from template.terminal import escape, print_result
 
 # Columns where stdout is not a terminal.
 _WIDTH = 120
@@ -20,18 +21,41 @@ GOOD, OPEN, BAD, FAINT = "green", "yellow", "red", "dim"
 _VERDICTS = {"record": GOOD, "confirmed": "", "in_progress": OPEN, "waiting": OPEN}
 
 
-def open_console() -> Console:
-    """Return a console on stdout, without colours where that is no terminal."""
-    file = sys.stdout or io.StringIO()  # closed by the caller
-    return Console(file=file, markup=False, highlight=False, emoji=False, width=None if file.isatty() else _WIDTH)
+class _Page(io.StringIO):
+    """Text for stdout, of its encoding, which decides about box characters."""
+
+    encoding = property(lambda self: getattr(sys.stdout, "encoding", None))
 
 
-def show(console: Console, *parts: RenderableType) -> bool:
-    """Print on stdout. Return whether it took the text: a reader such as `head` may leave."""
-    with console.capture() as capture:
+def _open(page: _Page) -> Console:
+    is_terminal = sys.stdout is not None and sys.stdout.isatty()
+    shape: dict[str, Any] = {"force_terminal": True} if is_terminal else {"width": _WIDTH}
+    return Console(file=page, markup=False, highlight=False, emoji=False, **shape)
+
+
+def is_terminal() -> bool:
+    """Check whether stdout shows tables and colours: a terminal does, and so does FORCE_COLOR."""
+    return _open(_Page()).is_terminal
+
+
+def render(fill: Callable[[Console], None]) -> str:
+    """Return what `fill` prints on a console like stdout, without colours where that is no terminal.
+
+    Not on stdout itself, since a console writes to its file also while it captures, and a full disk would end it.
+    """
+    page = _Page()
+    fill(_open(page))
+    return page.getvalue()
+
+
+def show(*parts: RenderableType) -> None:
+    """Print tables and texts as a command's result."""
+
+    def fill(console: Console) -> None:
         for part in parts:
             console.print(part)
-    return write_stdout(capture.get()) is None
+
+    print_result(render(fill).removesuffix("\n"))
 
 
 def verdict_style(code: str) -> str:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from template import cli
-from template.chain.client import Chain, Wallet, open_wallet
+from template.chain.client import Chain, Wallet
 from template.chain.endpoints import Endpoints
 from template.chain.wallets import PublicWallet, open_public_wallet
 from template.chain_records import ChainView
@@ -49,11 +49,10 @@ def _open_wallet(setup: Setup) -> tuple[Wallet | PublicWallet | None, Finding | 
     args = setup.args
     if setup.is_offline:
         return None, None
-    names = (args.wallet_name, args.wallet_hotkey, args.wallet_path)
     try:
-        return open_wallet(*names), None
+        return cli.open_wallet(args), None
     except ConfigError as error:
-        public = open_public_wallet(*names)
+        public = open_public_wallet(args.wallet_name, args.wallet_hotkey, args.wallet_path)
         remedy = "" if public else f"`btcli wallet list --wallet-path {args.wallet_path}` shows the wallets"
         return public, from_error("wallet", error, remedy)
 

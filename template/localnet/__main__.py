@@ -16,7 +16,6 @@ import argparse
 import shutil
 import signal
 import sys
-import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -26,6 +25,7 @@ from loguru import logger
 
 from template.arguments import Parser, check_port
 from template.errors import SubnetError
+from template.stop_request import StopRequest
 from template.telemetry.logging import configure_logging, quiet_libraries
 
 if TYPE_CHECKING:
@@ -95,8 +95,9 @@ def serve(args: argparse.Namespace) -> int:
     from template.localnet.node.server import NodeServer
 
     check_port("--port", args.port)
-    check_port("--hub_port", args.hub_port)
-    stop = threading.Event()
+    if args.sample is not None:
+        check_port("--hub_port", args.hub_port)
+    stop = StopRequest()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     is_new = not args.dir.exists()

@@ -1,5 +1,6 @@
 """The command that writes a leaderboard."""
 
+import socket
 import urllib.request
 from pathlib import Path
 
@@ -92,6 +93,23 @@ def test_site_is_served_on_loopback(rounds: Path, tmp_path: Path) -> None:
     assert address.startswith("http://127.0.0.1:")
     with urllib.request.urlopen(address, timeout=10) as response:
         assert b"Dataset leaderboard" in response.read()
+
+
+def test_port_that_cannot_be_used_is_named_before_the_work(rounds: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        for port, reason in ((server.getsockname()[1], "Address already in use"), (70_000, "between 1 and 65535")):
+            ended = write(tmp_path, rounds, more=("--serve", port))
+            assert ended.status == 3 and len(ended.logs) == 1
+            assert f"--serve {port}: " in ended.logs[0] and reason in ended.logs[0]
+    assert not (tmp_path / "site").exists()
+
+
+def test_folder_that_takes_no_cache_costs_no_site(rounds: Path, tmp_path: Path) -> None:
+    (tmp_path / "work").touch()
+    ended = write(tmp_path, rounds)
+    assert ended.status == 0 and (tmp_path / "site" / "index.html").is_file()
+    (warning,) = [line for line in ended.logs if "WARNING" in line]
+    assert f"--work_dir {tmp_path / 'work'}: Not a directory; the next call reads all rounds again" in warning
 
 
 def test_site_follows_a_source_until_ctrl_c(rounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 """Metrics and table rows for wandb."""
 
+import pytest
+
 from template.errors import Reason
 from template.records import (
     EvaluationResult,
@@ -131,3 +133,9 @@ def test_live_metrics_show_lag_queue_memory_and_speed() -> None:
         "live/training_tokens_per_second": 1234.5,
         "live/memory_gib/cuda:1": 3.0,
     }
+
+
+@pytest.mark.parametrize(("burned", "shown"), [(None, {}), (0.25, {"live/weights_burned": 0.25})])
+def test_live_metrics_name_the_burned_share(burned: float | None, shown: dict[str, float]) -> None:
+    values = live_metrics(make_metrics(burned=burned))
+    assert {name: value for name, value in values.items() if "burn" in name} == shown
