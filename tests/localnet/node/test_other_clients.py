@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 import venv
 from pathlib import Path
 from typing import Any
@@ -80,11 +81,10 @@ def test_polkadot_api_reads_and_writes(moving: LocalChain, tmp_path: Path) -> No
 
 
 def test_async_substrate_interface_reads_and_writes(moving: LocalChain, tmp_path: Path) -> None:
-    venv.create(tmp_path / "venv", with_pip=True)
+    venv.create(tmp_path / "venv")
     python = tmp_path / "venv" / "bin" / "python"
-    install(
-        *(python, "-m", "pip", "install", "-q", "async-substrate-interface==2.2.1", "bittensor-wallet"), folder=tmp_path
-    )
+    pip = (sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-compile")
+    install(*pip, "async-substrate-interface==2.2.1", "bittensor-wallet", folder=tmp_path)
     with NodeServer(moving.path) as node:
         outcome = run(python, "-c", COMMIT_HELLO, node.url, NETUID, "//miner")
     assert (outcome["tempo"], outcome["is_success"], outcome["hotkey"]) == (100, True, MINER)
