@@ -71,9 +71,8 @@ def moving(local: LocalChain) -> LocalChain:
 def test_polkadot_api_reads_and_writes(moving: LocalChain, tmp_path: Path) -> None:
     script = tmp_path / "client.mjs"
     script.write_text((HERE / "polkadot_api.mjs").read_text())
-    install(
-        NODE, NPM, "install", "--ignore-scripts", "--no-audit", "--no-fund", "@polkadot/api@16.5.6", folder=tmp_path
-    )
+    flags = ("--prefer-offline", "--ignore-scripts", "--no-audit", "--no-fund")
+    install(NODE, NPM, "install", *flags, "@polkadot/api@16.5.6", folder=tmp_path)
     with NodeServer(moving.path) as node:
         outcome = run(NODE, script, node.url, NETUID, "//miner")
     events = ["commitments.Commitment", "transactionPayment.TransactionFeePaid", "system.ExtrinsicSuccess"]
