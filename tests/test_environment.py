@@ -110,7 +110,8 @@ SCRIPTS = {
     "test": "Make the environment, check style",
 }
 # Other arguments of test.sh go to pytest.
-WORDS = [
+PAIRS = [(name, word) for name in SCRIPTS for word in ("--help", "-h", "--bogus")]
+WORDS = [pair for pair in PAIRS if pair != ("test", "--bogus")]
     (name, word) for name in SCRIPTS for word in ("--help", "-h", "--bogus") if (name, word) != ("test", "--bogus")
 ]
 
