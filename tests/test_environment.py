@@ -112,8 +112,6 @@ SCRIPTS = {
 # Other arguments of test.sh go to pytest.
 PAIRS = [(name, word) for name in SCRIPTS for word in ("--help", "-h", "--bogus")]
 WORDS = [pair for pair in PAIRS if pair != ("test", "--bogus")]
-    (name, word) for name in SCRIPTS for word in ("--help", "-h", "--bogus") if (name, word) != ("test", "--bogus")
-]
 
 
 @pytest.mark.parametrize(("name", "word"), WORDS)
