@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 
 DEFAULT_STATE_DIR = Path("~/.dataset-subnet")
+DEFAULT_WALLETS = Path("~/.bittensor/wallets")
 
 # Names in a miner's --work_dir: commitments, and a folder for each competition by its digest.
 WORK_DIR_MARKS = ("commitment-*", "[0-9a-f]" * 12)
@@ -134,14 +135,14 @@ def add_chain_arguments(parser: argparse.ArgumentParser) -> None:
     """
     described = "Defaults as btcli: BT_NETWORK, BT_WALLET, BT_WALLET_HOTKEY and BT_WALLET_PATH of the environment."
     add = parser.add_argument_group("chain", described).add_argument
-    variables, urls, wallets = os.environ.get, "URL[,URL...]", Path("~/.bittensor/wallets")
+    variables, urls = os.environ.get, "URL[,URL...]"
     network_help = "finney, test, local, or a ws:// or wss:// url"
     fallback_help = "used when the network does not answer (default: the client's public ones for a named network)"
     archive_help = "used for blocks that the others have pruned (default: the client's public ones)"
     deadline_help = "timeout of one answer, then the next endpoint is tried"
     add("--netuid", type=int, required=True, help="the subnet's number")
     network, name, hotkey = variables("BT_NETWORK"), variables("BT_WALLET"), variables("BT_WALLET_HOTKEY")
-    path = Path(variables("BT_WALLET_PATH") or wallets)
+    path = Path(variables("BT_WALLET_PATH") or DEFAULT_WALLETS)
     add("--subtensor.network", dest="network", default=network or "finney", help=network_help)
     add("--subtensor.fallback_endpoints", dest="fallback_endpoints", metavar=urls, help=fallback_help)
     add("--subtensor.archive_endpoints", dest="archive_endpoints", metavar=urls, help=archive_help)

@@ -142,6 +142,21 @@ def test_every_path_of_a_flag_is_expanded(home: Path) -> None:
             assert {home / "x"} == set(value if isinstance(value, list) else [value]), action.dest
 
 
+def test_tilde_in_words_that_may_be_paths_is_expanded(home: Path) -> None:
+    (home / "rounds").mkdir()
+    (home / "receipt.json").write_text("{}")
+    for main, *words in (
+        (verdict.main, "--hotkey", "5F", "--rounds=~/rounds"),
+        (leaderboard.main, "--out=~/site", "--rounds=~/rounds"),
+        (audit.main, "~/rounds"),
+        (audit.main, "--from=~/rounds"),
+    ):
+        assert errors(main, *words, expected=3) == ["~/rounds: no round file, round-*.jsonl, in this folder or repo"]
+    (text,) = errors(compute_loss.main, "--verify=~/receipt.json", expected=3)
+    assert text.startswith(f"{home}/receipt.json: ") and "cannot be read" not in text
+    assert sorted(path.name for path in home.iterdir() if "~" in path.name) == []
+
+
 def test_default_paths_are_expanded(home: Path) -> None:
     args = check_dataset.build_parser().parse_args(["--dataset_path", "x", "--offline"])
     assert args.work_dir == home / ".dataset-subnet" / "miner"

@@ -103,13 +103,24 @@ def test_local_network_without_a_home_is_named(tmp_path: Path, monkeypatch: pyte
         download.default_model_dir()
 
 
-@pytest.mark.parametrize(("word", "status"), [("--help", 0), ("-h", 0), ("--bogus", 2)])
-def test_setup_with_an_argument_installs_nothing(word: str, status: int, tmp_path: Path) -> None:
+SCRIPTS = {
+    "setup": "Make the environment: .venv",
+    "quickstart": "Run a whole competition on this machine",
+    "lock": "Write requirements.lock: ",
+    "test": "Make the environment, check style",
+}
+# Other arguments of test.sh go to pytest.
+PAIRS = [(name, word) for name in SCRIPTS for word in ("--help", "-h", "--bogus")]
+WORDS = [pair for pair in PAIRS if pair != ("test", "--bogus")]
+
+
+@pytest.mark.parametrize(("name", "word"), WORDS)
+def test_script_with_an_argument_does_nothing(name: str, word: str, tmp_path: Path) -> None:
     environment = {**os.environ, "VENV": str(tmp_path / "venv")}
-    command = ["bash", str(ROOT / "scripts" / "setup.sh"), word]
+    command = ["bash", str(ROOT / "scripts" / f"{name}.sh"), word]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == status and done.stdout.startswith("Make the environment: .venv")
-    assert ("unknown argument --bogus" in done.stderr) == (status == 2)
+    assert done.returncode == (2 if word == "--bogus" else 0) and done.stdout.startswith(SCRIPTS[name])
+    assert ("unknown argument --bogus" in done.stderr) == (word == "--bogus")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -37,7 +37,7 @@ def check_chain(setup: Setup) -> Iterator[Finding]:
             if wallet is not None:
                 yield _check_registration(setup, view, chain.hotkey)
                 if chain.hotkey in view.by_hotkey and setup.sets_weights:
-                    yield _check_permit(chain, view)
+                    yield _check_permit(setup, chain, view)
     except ConfigError as error:
         yield from_error("subnet", error, "`btcli subnets list` shows the subnets")
     except RemoteError as error:
@@ -64,15 +64,28 @@ def _check_registration(setup: Setup, view: ChainView, hotkey: str) -> Finding:
     advice = ": register it, or use --offline" if setup.role is Role.VALIDATOR else ""
     error = ConfigError(f"the hotkey {hotkey} is not on netuid {view.netuid}{advice}")
     wallet = f"--wallet {args.wallet_name} --wallet-hotkey {args.wallet_hotkey}"
-    return from_error("registration", error, f"btcli subnets register --netuid {view.netuid} {wallet}")
+    typed = f"btcli subnets register --netuid {view.netuid} {wallet}"
+    return from_error("registration", error, _on_network(setup, typed))
 
 
-def _check_permit(chain: Chain, view: ChainView) -> Finding:
+def _on_network(setup: Setup, command: str) -> str:
+    """Add the network and the wallets' folder to a btcli command, unless they are btcli's own: it spends TAO there."""
+    args = setup.args
+    if args.network != "finney":
+        command += f" --network {args.network}"
+    if args.wallet_path != cli.DEFAULT_WALLETS.expanduser():
+        command += f" --wallet-path {args.wallet_path}"
+    return command
+
+
+def _check_permit(setup: Setup, chain: Chain, view: ChainView) -> Finding:
     """Check that the chain would count weights. Raises: RemoteError."""
     rejection = chain.prepare_weights({neuron.uid: 1.0 for neuron in view.neurons}).rejection
     if rejection is None:
         return passed("permit", "the chain would count this hotkey's weights")
     remedy = REMEDIES.get(rejection.error or "", "").format(netuid=view.netuid, hotkey=chain.hotkey)
+    if remedy.startswith("btcli "):
+        remedy = _on_network(setup, remedy)
     return failed("permit", rejection.message, remedy)
 
 

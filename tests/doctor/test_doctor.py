@@ -140,8 +140,13 @@ def test_terminal_gets_a_table_in_which_nothing_moves_the_cursor() -> None:
 def test_unregistered_hotkey_is_told_what_to_type(net: Net, tiny_model: Path) -> None:
     make_hotkey(net.parts, "stranger")
     ended = run_doctor(net, "stranger", "--device", "cpu", model_path=tiny_model)
-    typed = "btcli subnets register --netuid 96 --wallet stranger --wallet-hotkey default"
-    assert lines(ended, "failure").keys() == {"registration"} and typed in lines(ended, "failure")["registration"]
+    # On the network that was named, not on btcli's own.
+    where = f"--network {net.network} --wallet-path {net.parts.wallets}"
+    typed = f"What to do: btcli subnets register --netuid 96 --wallet stranger --wallet-hotkey default {where}"
+    assert lines(ended, "failure").keys() == {"registration"}
+    assert lines(ended, "failure")["registration"].endswith(typed)
+    ended = run_doctor(net, "alice", "--device", "cpu", model_path=tiny_model)
+    assert lines(ended, "failure")["permit"].endswith(f"--amount-tao AMOUNT {where}")
 
 
 def test_node_ahead_of_the_clock_is_named(net: Net, tiny_model: Path) -> None:
