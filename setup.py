@@ -29,6 +29,7 @@ RUNTIME = [
     "Jinja2>=3.1.6,<4",
     "loguru>=0.7.3,<0.8",
     "peft>=0.21.2,<0.22",
+    "prometheus_client>=0.26,<1",
     "pydantic>=2.14,<3",
     "PyYAML>=6.0,<7",
     "rich>=15,<16",

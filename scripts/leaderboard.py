@@ -28,7 +28,7 @@ from loguru import logger
 from tqdm import tqdm
 
 from template import __version__, cli
-from template.arguments import Parser
+from template.arguments import Parser, check_port
 from template.errors import ConfigError, HostError, RemoteError
 from template.files import check_folder, find_write_problem
 from template.receipts.sources import RoundSource, read_signed
@@ -61,12 +61,12 @@ def run(args: argparse.Namespace) -> int:
     """Write the site, and serve and refresh it if asked to."""
     if args.every is not None and not args.every >= 1.0:
         raise ConfigError(f"--every must be at least 1 second, not {args.every}")
+    if args.serve is not None:
+        check_port("--serve", args.serve)
     folder = check_folder(args.out, "--out")
-    # Before the work, since the port may be taken.
-    server = None if args.serve is None else open_server(folder, args.serve)
     build(args, folder)
-    if server is not None:
-        serve(server)
+    if args.serve is not None:
+        serve(folder, args.serve)
     if args.serve is None and args.every is None:
         return 0
     try:
@@ -181,17 +181,10 @@ def read_extract(path: Path, source: RoundSource, cache: Path) -> Extract:
     return extract
 
 
-def open_server(folder: Path, port: int) -> ThreadingHTTPServer:
-    """Open a server of the folder on loopback. Raises: ConfigError for a port that cannot be used."""
+def serve(folder: Path, port: int) -> str:
+    """Serve the folder on loopback, in a thread; return its address."""
     handler = functools.partial(SimpleHTTPRequestHandler, directory=str(folder))
-    try:
-        return ThreadingHTTPServer(("127.0.0.1", port), handler)
-    except (OSError, OverflowError) as error:
-        raise ConfigError(f"--serve {port} cannot be used: {error}. Name another port, or 0 for a free one") from error
-
-
-def serve(server: ThreadingHTTPServer) -> str:
-    """Serve in a thread; return the address."""
+    server = ThreadingHTTPServer(("127.0.0.1", port), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}/"
     logger.info("serving {} until Ctrl-C", address)

@@ -6,9 +6,11 @@ with the next flag that is added.
 
 import argparse
 import difflib
+import errno
 import os
 import pwd
 import re
+import socket
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -20,6 +22,7 @@ from template.terminal import configure_output, write_stdout
 Check = Callable[[argparse.Namespace], object]
 """Raises SubnetError for a fault. After a wrong command line, missing arguments are None."""
 
+_MAX_PORT = 65535
 _FLAG = re.compile(r"--?[A-Za-z][^\s=]*")
 _MOST_SUGGESTED = 3
 # Names of other versions and tools that resemble none of ours.
@@ -168,3 +171,18 @@ def _plain(flag: str) -> str:
 
 def _did_you_mean(words: Sequence[str]) -> str:
     return f", did you mean {' or '.join(words)}?" if words else ""
+
+
+def check_port(flag: str, port: int, host: str = "127.0.0.1") -> None:
+    """Check that this process can listen on a port. Raises: ConfigError with the flag."""
+    if not 0 <= port <= _MAX_PORT:
+        raise ConfigError(f"{flag} {port}: a port must lie between 1 and {_MAX_PORT}")
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as listener:
+            # As the servers do: a port of connections that ended lately is free.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+    except OSError as error:
+        in_use = f"`ss -ltnp sport = :{port}` shows its process; " if error.errno == errno.EADDRINUSE else ""
+        raise ConfigError(f"{flag} {port}: {error.strerror or error} on {host}; {in_use}choose another") from error

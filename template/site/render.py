@@ -4,7 +4,6 @@ import csv
 import functools
 import io
 import json
-import re
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from typing import Any
@@ -14,13 +13,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from template.constants import BLOCK_S
 from template.receipts.sources import is_hotkey
 from template.site.words import CONFIRMED
-from template.terminal import escape_line, format_duration
+from template.terminal import escape_formula, escape_line, format_duration
 
 # Of all scripts and styles. There is no other source, so a page asks for nothing that leaves the machine.
 ASSETS = ("site.css", "site.js", "charts.js", "icon.svg", "uPlot.iife.min.js", "uPlot.min.css", "uPlot-LICENSE.txt")
-
-# What a spreadsheet takes for a formula at the start of a cell.
-_FORMULA = re.compile(r"[=+\-@\t\r\n]")
 
 
 def plain(text: str) -> str:
@@ -107,5 +103,4 @@ def table_csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes
 def _cell(value: object) -> object:
     if not isinstance(value, str):
         return "" if value is None else value
-    text = plain(value)
-    return f"'{text}" if _FORMULA.match(text) else text
+    return escape_formula(value)

@@ -72,7 +72,7 @@ def lock_hotkey(net: Net, name: str) -> str:
     return str(wallet.hotkey.ss58_address)
 
 
-def test_doctor_names_ten_faults_in_one_run(
+def test_doctor_names_eleven_faults_in_one_run(
     net: Net, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = shutil.copytree(tiny_model, tmp_path / "model")
@@ -84,7 +84,7 @@ def test_doctor_names_ten_faults_in_one_run(
     with used_port() as port, closed_port() as dead:
         monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{dead}")
         flags = ("--subtensor.fallback_endpoints", f"ws://127.0.0.1:{dead}", "--min_free_gb", 10**7, "--ports", port)
-        ended = run_doctor(net, "dave", *flags, "--device", "cuda:99", model_path=broken)
+        ended = run_doctor(net, "dave", *flags, "--metrics.port", port, "--device", "cuda:99", model_path=broken)
     assert ended.status == 1
     failures = lines(ended, "failure")
     expected = {
@@ -97,7 +97,8 @@ def test_doctor_names_ten_faults_in_one_run(
         "disk": "GB are needed. What to do: free space",
         "model": f"--model_path {broken}: model.safetensors is missing",
         "device": "--device cuda:99: torch ",
-        "port": f"{port}: Address already in use",
+        "port": f"--ports {port}: Address already in use",
+        "settings": f"--metrics.port {port}: Address already in use",
     }
     assert failures.keys() == expected.keys(), ended.output
     assert [name for name, text in expected.items() if text not in failures[name]] == [], ended.output

@@ -1,5 +1,6 @@
 """Compare README, CONTRIBUTING and docs/ with the code."""
 
+import ast
 import dataclasses
 import importlib
 import re
@@ -107,3 +108,18 @@ def test_the_release_is_the_same_in_every_page() -> None:
     assert versions[0] == __version__
     assert re.findall(r"git checkout (v\d\S*)", PAGES["docs/operator.md"]) == [f"v{__version__}"]
     assert f"({WEIGHTS_VERSION} for {__version__})" in PAGES["docs/owner.md"]
+
+
+def literals() -> str:
+    """Return the string literals of the product, with a line feed between them."""
+    files = [path for folder in ("template", "neurons", "scripts") for path in (ROOT / folder).rglob("*.py")]
+    nodes = (node for path in files for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    return "\n".join(node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str))
+
+
+def test_every_message_of_the_troubleshooting_page_exists() -> None:
+    cells = re.findall(r"^\| (`.*?) \|", PAGES["docs/troubleshooting.md"], flags=re.MULTILINE)
+    quoted = [text for cell in cells for text in re.findall(r"`([^`]+)`", cell)]
+    assert len(quoted) > 20
+    source = literals()
+    assert not [text for text in quoted for part in text.split("…") if part.strip() not in source]

@@ -70,7 +70,7 @@ def test_folder_without_rounds_is_named(tmp_path: Path) -> None:
 
 def test_site_is_served_on_loopback(rounds: Path, tmp_path: Path) -> None:
     write(tmp_path, rounds)
-    address = leaderboard.serve(leaderboard.open_server(tmp_path / "site", 0))
+    address = leaderboard.serve(tmp_path / "site", 0)
     assert address.startswith("http://127.0.0.1:")
     with urllib.request.urlopen(address, timeout=10) as response:
         assert b"Dataset leaderboard" in response.read()
@@ -78,11 +78,11 @@ def test_site_is_served_on_loopback(rounds: Path, tmp_path: Path) -> None:
 
 def test_port_that_cannot_be_used_is_named_before_the_work(rounds: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        for port, reason in ((server.getsockname()[1], "Address already in use"), (70_000, "0-65535")):
+        for port, reason in ((server.getsockname()[1], "Address already in use"), (70_000, "between 1 and 65535")):
             ended = write(tmp_path, rounds, more=("--serve", port))
             assert ended.status == 3 and len(ended.logs) == 1
-            assert f"--serve {port} cannot be used: " in ended.logs[0] and reason in ended.logs[0]
-    assert not list((tmp_path / "site").iterdir())
+            assert f"--serve {port}: " in ended.logs[0] and reason in ended.logs[0]
+    assert not (tmp_path / "site").exists()
 
 
 def test_folder_that_takes_no_cache_costs_no_site(rounds: Path, tmp_path: Path) -> None:
