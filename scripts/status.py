@@ -8,17 +8,17 @@
 """
 
 import argparse
-import io
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from template import cli
 from template.arguments import Parser
+from template.console import render
 from template.errors import ConfigError
 from template.status.alerts import Alerter
 from template.status.health import HealthLimits, find_problems
@@ -28,8 +28,6 @@ from template.terminal import escape, write_stdout
 
 _UNHEALTHY = 1
 _MAX_ROWS = 20
-# Columns where stdout is not a terminal.
-_WIDTH = 120
 
 
 def build_parser() -> Parser:
@@ -118,23 +116,6 @@ def watch(state_dir: Path, pause_s: float, max_rows: int | None) -> int:
     except KeyboardInterrupt:
         pass
     return 0
-
-
-class _Page(io.StringIO):
-    """Text for stdout, of its encoding, which decides about box characters."""
-
-    encoding = property(lambda self: getattr(sys.stdout, "encoding", None))
-
-
-def render(fill: Callable[[Console], None]) -> str:
-    """Return what `fill` prints on a console like stdout, without colours where that is no terminal.
-
-    Not on stdout itself, since a console writes to its file also while it captures, and a full disk would end it.
-    """
-    page, is_terminal = _Page(), sys.stdout is not None and sys.stdout.isatty()
-    shape = {"force_terminal": True} if is_terminal else {"width": _WIDTH}
-    fill(Console(file=page, markup=False, highlight=False, emoji=False, **shape))
-    return page.getvalue()
 
 
 if __name__ == "__main__":

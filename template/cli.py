@@ -358,12 +358,14 @@ def add_round_arguments(parser: argparse.ArgumentParser) -> None:
 
 def open_round_sources(args: argparse.Namespace) -> "list[RoundSource]":
     """Find the round files of `add_round_arguments`. Raises: ConfigError, RemoteError."""
-    from template.chain.client import Chain
     from template.receipts.sources import open_source
 
     with contextlib.ExitStack() as stack:
         find = None
         if args.network and args.netuid:
+            # The import takes a second.
+            from template.chain.client import Chain
+
             find = stack.enter_context(Chain(args.network, args.netuid)).commitment
         token = hub_token()
         return [

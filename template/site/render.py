@@ -77,8 +77,14 @@ def read_asset(name: str) -> bytes:
 
 def script(name: str, value: object) -> bytes:
     """Return a script that sets `window.NAME`: pages opened as files may not fetch JSON."""
-    text = json.dumps(_plain_texts(value), separators=(",", ":"), allow_nan=False)
+    text = _json(value)
+    if "\\" in text or not text.isprintable():
+        text = _json(_plain_texts(value))
     return f"window.{name}={text};\n".encode()
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
 
 
 def _plain_texts(value: Any) -> Any:

@@ -16,7 +16,7 @@ from template.constants import WEIGHTS_VERSION
 from template.errors import Reason
 
 ROOT = Path(__file__).resolve().parents[2]
-PATHS = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").glob("*.md"))]
+PATHS = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in PATHS}
 
 
@@ -103,13 +103,6 @@ def test_every_link_and_path_leads_to_a_file() -> None:
     assert missing == []
 
 
-def test_the_release_is_the_same_in_every_page() -> None:
-    versions = re.findall(r"^## (\d\S*) - \d{4}-\d\d-\d\d$", PAGES["CHANGELOG.md"], re.MULTILINE)
-    assert versions[0] == __version__
-    assert re.findall(r"git checkout (v\d\S*)", PAGES["docs/operator.md"]) == [f"v{__version__}"]
-    assert f"({WEIGHTS_VERSION} for {__version__})" in PAGES["docs/owner.md"]
-
-
 def literals() -> str:
     """Return the string literals of the product, with a line feed between them."""
     files = [path for folder in ("template", "neurons", "scripts") for path in (ROOT / folder).rglob("*.py")]
@@ -123,3 +116,10 @@ def test_every_message_of_the_troubleshooting_page_exists() -> None:
     assert len(quoted) > 20
     source = literals()
     assert not [text for text in quoted for part in text.split("…") if part.strip() not in source]
+
+
+def test_the_release_is_the_same_in_every_page() -> None:
+    versions = re.findall(r"^## (\d\S*) - \d{4}-\d\d-\d\d$", PAGES["CHANGELOG.md"], re.MULTILINE)
+    assert versions[0] == __version__
+    assert re.findall(r"git checkout (v\d\S*)", PAGES["docs/operator.md"]) == [f"v{__version__}"]
+    assert f"({WEIGHTS_VERSION} for {__version__})" in PAGES["docs/owner.md"]

@@ -9,6 +9,7 @@ import pytest
 from scripts import leaderboard
 from template import cli
 from template.errors import RemoteError
+from template.receipts.sources import read_signed
 from tests.fixtures.network import Ended, Net, call_main, use_hub
 from tests.fixtures.publication import MINERS, OTHER_REPO, REPO, Publication
 from tests.fixtures.season import Season
@@ -42,6 +43,24 @@ def test_second_call_reads_and_writes_nothing_anew(
     assert " rounds=3 files=" in write(tmp_path, rounds).logs[-1]
     monkeypatch.setattr(leaderboard, "extract_round", None)
     assert " rounds=3 files=0 " in write(tmp_path, rounds).logs[-1]
+
+
+def test_many_new_files_are_read_by_several_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    list(Season(3).write(tmp_path / "rounds", 7))
+    sites, own = [], list[Path]()
+    for count in (1, 3):
+        own.clear()
+        monkeypatch.setattr(leaderboard, "_SHARE", 2)
+        monkeypatch.setattr("os.sched_getaffinity", lambda _, count=count: set(range(count)))
+        monkeypatch.setattr("threading.active_count", lambda: 1)
+        monkeypatch.setattr(
+            leaderboard, "read_signed", lambda path, *rest: own.append(path) or read_signed(path, *rest)
+        )
+        assert write(tmp_path / str(count), tmp_path / "rounds").status == 0
+        sites.append({path.name: path.read_bytes() for path in (tmp_path / str(count)).rglob("site/**/*.*")})
+    # Its share, and the newest header for the pages.
+    assert len(own) == 3 + 1
+    assert sites[0] == sites[1] and len(sites[0]) > 20
 
 
 def test_changed_file_is_read_again(rounds: Path, tmp_path: Path) -> None:

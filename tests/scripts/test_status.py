@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -318,6 +319,7 @@ def test_watch_prints_until_interrupted(path: Path, store: Store, is_terminal: b
             output += reader.read(4096)
         watch.send_signal(signal.SIGINT)
         assert watch.wait(60) == 0
+    output = re.sub(rb"\033\[\d*m", b"", output)
     screens = output.count(b"PROBLEM     no_report: ")
     assert output.count(b"\033[2J\033[HPROBLEM     ") == (screens if is_terminal else 0)
 
