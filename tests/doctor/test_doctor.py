@@ -7,7 +7,7 @@ import socket
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -58,7 +58,7 @@ def closed_port() -> Iterator[int]:
 
 def move_clock(net: Net, seconds: float) -> None:
     """Move the times of all blocks."""
-    with sqlite3.connect(net.parts.chain_file) as db:
+    with closing(sqlite3.connect(net.parts.chain_file)) as db, db:
         db.execute("UPDATE clock SET started_at = started_at + ?", (seconds,))
 
 

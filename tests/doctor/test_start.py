@@ -67,6 +67,18 @@ def test_proxy_that_is_down_is_a_warning(
     assert len(errors(ended)) == 1 and "s3cr3t" not in "".join(ended.logs)
 
 
+@pytest.mark.parametrize("variable", ["ALL_PROXY", "https_proxy"])
+def test_socks_proxy_ends_each_start_by_name(
+    net: Net, tiny_model: Path, variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "socks5://user:s3cr3t@127.0.0.1:1080")
+    monkeypatch.setenv("HF_TOKEN", "hf_local_alice")
+    for ended in (start_validator(net, "validator", "--model_path", tiny_model), run_miner(net)):
+        (text,) = errors(ended)
+        assert ended.status == 3 and "s3cr3t" not in text
+        assert text.startswith(f"{variable.upper()}: socks5:// proxies are not supported; give an http:// proxy")
+
+
 def test_hub_that_is_down_does_not_end_a_start(net: Net, tiny_model: Path) -> None:
     net.hub.close()
     ended = start_validator(net, "validator", "--model_path", tiny_model, "--keep_days", 0)

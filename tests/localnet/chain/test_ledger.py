@@ -18,8 +18,12 @@ from tests.fixtures.chain import NETUID, ManualClock, make_local_chain
 def test_block_hashes_differ_by_block_and_by_chain(tmp_path: Path) -> None:
     local = make_local_chain(tmp_path)
     local.advance(3)
-    with local, Ledger.create_file(tmp_path / "a" / "other.db", netuid=NETUID, block_time_s=0.0) as other:
-        ours = Ledger(local.path)
+    other_file = tmp_path / "a" / "other.db"
+    with (
+        local,
+        Ledger(local.path) as ours,
+        Ledger.create_file(other_file, netuid=NETUID, block_time_s=0.0) as other,
+    ):
         head = ours.block()
         hashes = {ours.hash_of(number) for number in range(head + 1)}
         assert len(hashes) == head + 1 and other.hash_of(0) not in hashes
