@@ -389,11 +389,11 @@ class Metrics:
 
 @dataclass(frozen=True, kw_only=True)
 class RoundReport:
-    """A closed round. seconds: of its evaluations, by hotkey."""
+    """A closed round. results: of its evaluations that are done."""
 
     round: Round
     leaderboard: tuple[LeaderboardRow, ...]
     ledger: tuple[LedgerLine, ...]
     intents: tuple[WeightIntent, ...]
-    seconds: Mapping[str, float]
+    results: Mapping[RoundEvaluation, EvaluationResult]
     round_file: str | None = None

@@ -153,7 +153,7 @@ def test_settings_of_the_caller_do_not_change_the_loss(
     assert bits(inside) == bits(expected[dtype])
 
 
-# Prints the settings before and after the import, and the losses.
+# Prints the settings before and after the import, and the losses; makes the tiny model once more.
 _SCORE_CODE = """
 import json
 import sys
@@ -169,10 +169,12 @@ before = settings()
 from tests.fixtures.training import Bench
 
 after = settings()
-model, data, eval_data = map(Path, sys.argv[1:])
+model, data, eval_data, again = map(Path, sys.argv[1:])
 bench = Bench(model_path=model, data_dir=data, eval_data_dir=eval_data)
 losses = {dtype: bench.run(dtype).loss for dtype in ("float32", "bfloat16")}
 print(json.dumps({"before": before, "after": after, "losses": losses}))
+from scripts.bench.tiny_model import make_tiny_model
+make_tiny_model(again)
 """
 
 
@@ -190,22 +192,30 @@ def test_rows_beyond_the_counted_ones_do_not_change_the_loss(bench: Bench, tmp_p
 
 
 @pytest.fixture(scope="module")
-def other_process(bench: Bench) -> dict[str, Any]:
-    """Settings and losses of an evaluation in a process of its own."""
+def other_process(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Settings, losses and tiny model of a process of its own, whose strings have other hashes."""
     environment = os.environ | {"PYTHONHASHSEED": "1", "OMP_NUM_THREADS": "1"}
     if "OMP_NUM_THREADS" in os.environ:  # then this process has the limit
         del environment["OMP_NUM_THREADS"]
-    paths = [str(path) for path in (bench.model_path, bench.data_dir, bench.eval_data_dir)]
+    model = tmp_path_factory.mktemp("again") / "model"
+    paths = [str(path) for path in (bench.model_path, bench.data_dir, bench.eval_data_dir, model)]
     output = subprocess.check_output(
         [sys.executable, "-c", _SCORE_CODE, *paths], cwd=ROOT, env=environment, text=True, timeout=300
     )
     printed: dict[str, Any] = json.loads(output)
-    return printed
+    return {**printed, "model": model}
 
 
 @pytest.mark.slow
 def test_loss_is_equal_in_another_process(other_process: dict[str, Any], expected: dict[str, TrainResult]) -> None:
     assert other_process["losses"] == {dtype: result.loss for dtype, result in expected.items()}
+
+
+@pytest.mark.slow
+def test_tiny_model_is_the_same_in_another_process(other_process: dict[str, Any], bench: Bench) -> None:
+    files = [*bench.model_path.iterdir()]
+    assert "model.safetensors" in {path.name for path in files}
+    assert [path.name for path in files if path.read_bytes() != (other_process["model"] / path.name).read_bytes()] == []
 
 
 @pytest.mark.slow

@@ -66,29 +66,34 @@ def test_locked_key_is_a_config_error_and_nothing_is_asked(tmp_path: Path, capfd
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.slow
-def test_locked_key_opens_with_the_password_in_the_environment(tmp_path: Path) -> None:
-    wallet = bt.Wallet("w", "locked", path=str(tmp_path))
+# Each step with a locked key takes seconds, by its design.
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory: pytest.TempPathFactory) -> bt.Wallet:
+    """A wallet in the folder `path` whose hotkey has the password "secret"."""
+    wallet = bt.Wallet("w", "locked", path=str(tmp_path_factory.mktemp("locked")))
     wallet.create_new_hotkey(use_password=True, hotkey_password="secret", suppress=True)
-    wallet.hotkey_file.save_password_to_env("secret")
+    return wallet
+
+
+@pytest.mark.slow
+def test_locked_key_opens_with_the_password_in_the_environment(locked: bt.Wallet) -> None:
+    locked.hotkey_file.save_password_to_env("secret")
     try:
-        opened = open_wallet("w", "locked", tmp_path)
+        opened = open_wallet("w", "locked", locked.path)
     finally:
-        wallet.hotkey_file.remove_password_from_env()
-    assert opened.hotkey.ss58_address == wallet.hotkey.ss58_address
+        locked.hotkey_file.remove_password_from_env()
+    assert opened.hotkey.ss58_address == locked.hotkey.ss58_address
 
 
 @pytest.mark.slow
-def test_locked_key_opens_with_a_plain_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_locked_key_opens_with_a_plain_password(locked: bt.Wallet, monkeypatch: pytest.MonkeyPatch) -> None:
     """As an operator writes it into the environment."""
-    wallet = bt.Wallet("w", "locked", path=str(tmp_path))
-    wallet.create_new_hotkey(use_password=True, hotkey_password="secret", suppress=True)
-    variable = wallet.hotkey_file.env_var_name()
+    variable = locked.hotkey_file.env_var_name()
     monkeypatch.setenv(variable, "secret")
-    assert open_wallet("w", "locked", tmp_path).hotkey.ss58_address == wallet.hotkey.ss58_address
+    assert open_wallet("w", "locked", locked.path).hotkey.ss58_address == locked.hotkey.ss58_address
     monkeypatch.setenv(variable, "another")
     with pytest.raises(ConfigError, match=f"is encrypted, and what {variable} holds does not unlock it"):
-        open_wallet("w", "locked", tmp_path)
+        open_wallet("w", "locked", locked.path)
 
 
 def test_key_of_another_scheme_is_a_config_error(tmp_path: Path) -> None:

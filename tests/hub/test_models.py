@@ -144,7 +144,7 @@ def test_cached_model_loads_while_the_hub_is_away(
     model, tokenize = load_cached(args, tmp_path)
     close_session()
     monkeypatch.setattr(time, "sleep", lambda seconds: None)  # the library's backoff
-    monkeypatch.setattr(transport, "_METADATA_S", 0.1)
+    monkeypatch.setattr(transport, "_METADATA_S", 0.02)
     if how == "no name server":
         monkeypatch.setattr(socket, "getaddrinfo", _unknown)
     elif how == "a closed port":

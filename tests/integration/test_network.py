@@ -74,7 +74,7 @@ class Arena:
         self.net = Net(folder / "network", MINERS)
         self.model = model
         # Long enough to be interrupted.
-        self.args = write_training_args(folder / "args.yaml", epochs=5)
+        self.args = write_training_args(folder / "args.yaml", epochs=3)
         self.miner = run_process(
             MINER,
             *self.net.chain_arguments("alice"),

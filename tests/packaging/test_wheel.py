@@ -70,7 +70,7 @@ def run(command: list[object], home: Path, **variables: str) -> str:
 def localnet(installed: Path, home: Path) -> Iterator[dict[str, str]]:
     """Run `subnet localnet`; yield its addresses."""
     command = [installed / "subnet", "localnet", "--dir", home / "net", "--sample", "--miners", "alice"]
-    command += ["--port", "0", "--block_seconds", "0.5"]
+    command += ["--port", "0", "--block_seconds", "0.3"]
     with subprocess.Popen(command, cwd=home, env=environment(home), stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr is not None

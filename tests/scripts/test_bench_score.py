@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ class Result:
 def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
     """Two datasets by ours and by the tuned Trainer, the first also by the reference, in float32."""
     file = tmp_path_factory.mktemp("bench-score") / "out.json"
-    command = ["--shape", "tiny", "--device", "cpu", "--dtypes", "float32", "--rows", "long", "--repeats", "1"]
+    command = ["--shape", "tiny", "--device", "cpu", "--dtypes", "float32", "--rows", "short", "--repeats", "1"]
     sizes = ["--train_rows", "9", "--eval_rows", "6", "--queue", "2", "--reference_queue", "1", "--noise_seeds", "3"]
     ended = call_main(score.main, *command, *sizes, "--json", file)
     assert file.exists(), ended.logs
@@ -154,14 +154,18 @@ def test_bad_argument_is_named(case: str, capfd: pytest.CaptureFixture[str]) -> 
     assert message in "\n".join([*ended.logs, capfd.readouterr().err])
 
 
-@pytest.mark.slow
-def test_failing_runner_is_reported_with_its_error(tmp_path: Path, tiny_model: Path) -> None:
-    for file in tiny_model.glob("*.json"):
-        shutil.copy(file, tmp_path)  # no weights
-    model = ["--model_path", tmp_path, "--model_id", "Qwen/Qwen2.5-1.5B-Instruct"]
+def test_failing_runner_is_reported_with_its_error(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Started in place of Python, whose imports take seconds.
+    failing = tmp_path / "python"
+    failing.write_text('#!/bin/sh\necho "$2 $(basename $3)" >&2; echo no weights >&2; exit 3\n')
+    failing.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(failing))
+    model = ["--model_path", tiny_model, "--model_id", "Qwen/Qwen2.5-1.5B-Instruct"]
     ended = call_main(score.main, *model, "--device", "cpu", "--only", "ours", "--dtypes", "float32")
     assert ended.status == HostError.exit_code
-    assert "ours in float32 ended with status" in ended.logs[-1] and str(tmp_path) in ended.logs[-1]
+    assert "ours in float32 ended with status 3: scripts.bench.runner job.json no weights" in ended.logs[-1]
 
 
 # One standard deviation is 0.001 of a loss, so 0.00141 of a difference, and half of that for the mean of four.

@@ -1,29 +1,16 @@
-"""The tiny random model: the same files every time, fit to be trained."""
+"""The tiny random model, fit to be trained. tests/test_train.py makes it again in another process."""
 
 import hashlib
-import os
-import subprocess
-import sys
 from pathlib import Path
 
-import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from scripts.bench.tiny_model import make_tiny_model
-from tests.fixtures.network import ROOT
 
 
 def digests(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
-
-
-@pytest.mark.slow
-def test_tiny_model_is_the_same_in_another_process(tiny_model: Path, tmp_path: Path) -> None:
-    code = "import sys; from scripts.bench import tiny_model as tiny; tiny.make_tiny_model(tiny.Path(sys.argv[1]))"
-    environment = {**os.environ, "PYTHONHASHSEED": "12345"}
-    subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, env=environment, check=True)
-    assert digests(tmp_path) == digests(tiny_model)
 
 
 def test_seed_changes_the_weights_alone(tiny_model: Path, tmp_path: Path) -> None:

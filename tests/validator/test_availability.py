@@ -23,6 +23,8 @@ from tests.fixtures.validator import Bench, open_bench
 
 # Five rounds are a day.
 POLICY = Policy(blocks_per_epoch=DAY_BLOCKS // 5, block_threshold=300)
+# Blocks between two ticks: a round has room for each of its steps.
+STEP = 120
 REFUSED_BY_STORE = HubFault(kind=FaultKind.STATUS, status=403, pattern="GET .*alice/data/resolve")
 ALL_DOWN = HubFault(kind=FaultKind.STATUS, status=503, pattern="/data")
 LOGIN_WALL = HubFault(kind=FaultKind.STATUS, status=401, pattern=".*")
@@ -40,7 +42,7 @@ def open_paid(net: Net) -> Iterator[Bench]:
     """Open a validator that has paid alice and bob in one round."""
     net.submit("alice", LARGE)
     net.submit("bob", SMALL)
-    with open_bench(net, policy=POLICY, blocks=60) as bench:
+    with open_bench(net, policy=POLICY, blocks=STEP) as bench:
         bench.run_rounds()
         assert len(bench.weights()) == 2
         yield bench
@@ -54,7 +56,7 @@ def open_records(net: Net, text: str) -> Iterator[Bench]:
     """
     net.submit("bob", POOL[:60])
     net.commit("alice", text)
-    with open_bench(net, policy=POLICY, incentives=RECORDS, blocks=60, lucky_num=None) as bench:
+    with open_bench(net, policy=POLICY, incentives=RECORDS, blocks=STEP, lucky_num=None) as bench:
         bench.run_rounds()
         assert len(bench.weights()) == 2
         net.submit("alice", JUNK)
@@ -120,7 +122,7 @@ def test_listed_file_that_is_refused_loses_its_rank(net: Net) -> None:
     upload_files(net.hub.store.root, "alice/data", attributes)
     net.submit("alice", LARGE)
     set_answers(net.hub.store.root, Rule(answer=Answer.STORE_REFUSES, repo="alice/data"))
-    with open_bench(net, policy=POLICY, blocks=60) as bench:
+    with open_bench(net, policy=POLICY, blocks=STEP) as bench:
         bench.run_rounds(4)
         assert bench.verdicts() == {}
         set_answers(net.hub.store.root)

@@ -43,7 +43,7 @@ class HubServer:
         self.endpoint, self.storage = hub.endpoint, storage.endpoint
         self._servers = (hub, storage)
         self._threads = [
-            threading.Thread(target=server.serve_forever, args=(0.05,), name="hub-server", daemon=True)
+            threading.Thread(target=server.serve_forever, args=(0.01,), name="hub-server", daemon=True)
             for server in self._servers
         ]
         for thread in self._threads:

@@ -6,9 +6,10 @@ what they are due, no odd name may be on the disk, and what a person is shown mu
 
 import hashlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from template.localnet.chain import pallets
 from template.localnet.chain.scale_codec import encode_string
@@ -26,23 +27,49 @@ _GOOD = f"mallory/data:arena:{_SHA[:40]}"
 _MINERS, _BLOCKS = 8, 40
 
 _numbers = itertools.count()
+_Act = Callable[[Environment, str], object]
+# What one new hotkey does, its name and the expected verdict.
+_Single = tuple[str, str, _Act]
 
 
-def _in_shared(name: str, expected: str, act: Callable[[Environment, str], object]) -> Attack:
-    """Return the attack of a new hotkey that acts and waits for its verdict."""
+def _act(env: Environment, act: _Act) -> str:
+    """Let a new hotkey act; return its name."""
+    miner = f"mallory-{next(_numbers)}"
+    env.subnet.register(miner)
+    act(env, miner)
+    return miner
+
+
+def _alone(name: str, expected: str, act: _Act) -> Attack:
+    """Return the attack of a hotkey that acts and waits for its verdict."""
 
     def run(_: Path) -> str:
-        env, miner = shared_environment(), f"mallory-{next(_numbers)}"
-        env.subnet.register(miner)
-        act(env, miner)
+        env = shared_environment()
+        miner = _act(env, act)
         env.pass_rounds()
         return env.verdict(miner)
 
-    return Attack(name, run, expected, max_seconds=30.0, max_memory=64)
+    return Attack(name, run, expected, max_seconds=30.0, max_memory=64, is_long=True)
 
 
-def _committed(name: str, expected: str, *fields: object) -> Attack:
-    return _in_shared(name, expected, lambda env, miner: env.subnet.commit_fields({miner: fields}))
+def _together(singles: Sequence[_Single]) -> Attack:
+    """Return all of these attacks, in one round."""
+
+    def run(_: Path) -> str:
+        env = shared_environment()
+        miners = [_act(env, act) for _, _, act in singles]
+        env.pass_rounds(2)
+        verdicts = [
+            (name, expected, env.line(miner)) for (name, expected, _), miner in zip(singles, miners, strict=True)
+        ]
+        wrong = [f"{name}: {found}" for name, expected, found in verdicts if found != expected]
+        return "; ".join([*wrong, *env.damage()])
+
+    return Attack("every commitment in one round", run, "", max_seconds=30.0, max_memory=64)
+
+
+def _committed(name: str, expected: str, *fields: object) -> _Single:
+    return name, expected, lambda env, miner: env.subnet.commit_fields({miner: fields})
 
 
 def _raw(content: bytes) -> dict[str, bytes]:
@@ -123,7 +150,7 @@ _FIELDS: dict[str, tuple[object, ...]] = {
 }
 
 
-def _revealed(what: str, expected: str, plaintext: bytes) -> Attack:
+def _revealed(what: str, expected: str, plaintext: bytes) -> _Single:
     """Return the attack in which a hotkey seals what the chain reveals as this."""
 
     def act(env: Environment, miner: str) -> None:
@@ -131,7 +158,7 @@ def _revealed(what: str, expected: str, plaintext: bytes) -> Attack:
         with env.subnet.chain.write() as state:
             pallets.reveal(state, env.subnet.hotkey(miner), plaintext)
 
-    return _in_shared(what, expected, act)
+    return what, expected, act
 
 
 def _both(env: Environment, first: str = "author", second: str = "thief") -> list[str]:
@@ -161,11 +188,11 @@ def _late_file(env: Environment, *, by_digest: bool) -> str:
     digest = hashlib.sha256(make_file(LARGE)).hexdigest()
     env.subnet.commit("hider", env.subnet.text("hider/data", digest if by_digest else hidden))
     env.pass_rounds(2)
-    env.chain.advance(400)
+    env.chain.advance(310)
     env.enter("other", LARGE)
     env.pass_rounds(2)
     env.hub.store.set_private("datasets", "hider/data", False)
-    env.chain.advance(2000)
+    env.chain.advance(310)
     return " and ".join(_both(env, "hider", "other"))
 
 
@@ -193,10 +220,10 @@ def _alternate(env: Environment) -> str:
     return f"{env.verdict('mallory')}, {env.executor.completed - len(HONEST)} evaluations"
 
 
-def _left_behind(env: Environment) -> str:
-    """Ten thousand hotkeys without a uid have commitments on the chain."""
+def _left_behind(env: Environment, count: int) -> str:
+    """Thousands of hotkeys without a uid have commitments on the chain."""
     with env.subnet.chain.write() as state:
-        for number in range(10_000):
+        for number in range(count):
             text = env.subnet.text(f"gone-{number}/data", _SHA[:40]).encode()
             info = {"fields": [{f"Raw{len(text)}": "0x" + text.hex()}]}
             state.put("CommitmentOf", f"5{number:047d}", {"deposit": 0, "block": state.block, "info": info})
@@ -240,6 +267,11 @@ def _change_tempo(env: Environment) -> str:
     return env.verdict("ann")
 
 
+def _forgotten(count: int, **limits: Any) -> Attack:
+    play = partial(_left_behind, count=count)
+    return in_environment(f"{count:,} commitments without a uid", f"{_EVALUATED}, 2 stands", play, **limits)
+
+
 _PAIR = f"{_EVALUATED} and {_DUPLICATE}"
 _STANDS = f"{_EVALUATED}, {_MINERS + 2} stands"
 _PLAYS = (
@@ -250,13 +282,14 @@ _PLAYS = (
     in_environment("a revealed text copied in its block", _PAIR, _copied_reveal),
     in_environment(f"{_MINERS} hotkeys commit another text in every block", _STANDS, _recommit),
     in_environment("two datasets in turn in every block", f"{_EVALUATED}, 2 evaluations", _alternate),
-    in_environment("10,000 commitments without a uid", f"{_EVALUATED}, 2 stands", _left_behind, max_memory=192),
+    _forgotten(2_000, max_seconds=12.0, max_memory=64),
+    _forgotten(10_000, max_seconds=60.0, max_memory=192, is_long=True),
     in_environment("a text of an earlier registration", _BEFORE, partial(_earlier_life, is_sealed=False)),
     in_environment("a seal of an earlier registration", _BEFORE, partial(_earlier_life, is_sealed=True)),
     in_environment("a tempo that changes within the round", _EVALUATED, _change_tempo),
 )
 
-ATTACKS: tuple[Attack, ...] = (
+_SINGLES: tuple[_Single, ...] = (
     *(_committed(f"a commitment of {what}", expected, _raw(text)) for what, (text, expected) in _TEXTS.items()),
     *(_committed(what, _ABSENT, *fields) for what, fields in _FIELDS.items()),
     _revealed("a seal that opens to a forged log line", _BAD, encode_string(_GOOD + "\n2026 INFO")),
@@ -266,6 +299,12 @@ ATTACKS: tuple[Attack, ...] = (
     _revealed("a seal that opens to nothing", _ABSENT, b""),
     _revealed("a seal that opens to a length and no text", _BAD, b"\x00"),
     _revealed("a seal that opens to what begins with 0x", _BAD, encode_string("0xfffe")),
+)
+
+# In place of _SINGLES one by one, which takes a round each.
+TOGETHER = _together(_SINGLES)
+ATTACKS: tuple[Attack, ...] = (
+    *(_alone(*single) for single in _SINGLES),
     *_PLAYS,
     *nodes.ATTACKS,
     *receipts.ATTACKS,

@@ -170,15 +170,19 @@ class Environment:
 
     def verdict(self, name: str) -> str:
         """Return a miner's line in the last leaderboard, and any damage that is seen."""
+        return "; ".join([self.line(name), *self.damage()])
+
+    def line(self, name: str) -> str:
+        """Return a miner's line in the last leaderboard."""
         last = self.store.last_round()
         rows: Sequence[LeaderboardRow] = self.store.leaderboard(last.id) if last else ()
         verdict = "absent"
         for row in rows:
             if row.key.hotkey == self.subnet.hotkey(name):
                 verdict = f"miner: {row.reason}" if row.reason else "pending" if row.loss is None else "evaluated"
-        return "; ".join([verdict, *self._damage()])
+        return verdict
 
-    def _damage(self) -> Iterator[str]:
+    def damage(self) -> Iterator[str]:
         """Yield harm to the honest miners, to the disk and to the output."""
         weights = self.chain.weights(self.subnet.validator_hotkey(VALIDATOR)) or {}
         names = {self.subnet.hotkey(name): name for name in HONEST}
@@ -214,7 +218,9 @@ def in_environment(
     play: Callable[[Environment], str],
     *,
     node: Callable[[Path], LocalSubstrate] = LocalSubstrate,
+    max_seconds: float = 60.0,
     max_memory: int = 96,
+    is_long: bool = False,
 ) -> Attack:
     """Return an attack in an environment of its own."""
 
@@ -222,4 +228,5 @@ def in_environment(
         with closing(Environment(folder, node=node)) as env:
             return play(env)
 
-    return Attack(name, run, expected, max_seconds=60.0, max_memory=max_memory, max_disk=32)
+    limits: dict[str, Any] = {"max_seconds": max_seconds, "max_memory": max_memory, "max_disk": 32}
+    return Attack(name, run, expected, **limits, is_long=is_long)

@@ -32,7 +32,7 @@ from tests.campaigns.attack.runner import Attack, judge
 from tests.fixtures.faulty_hub import FaultKind, HubFault
 
 _LARGE_REPO, _FILES = "bob/crowd", 100_000
-_DOWNLOADS, _AT_ONCE = 1_000, 50
+_AT_ONCE = 50
 _DEADLINE_S, _GRACE_S = 0.2, 10.0
 
 
@@ -60,8 +60,8 @@ def _change_of_mind(folder: Path) -> str:
         return first if first != TAKEN else fetch(folder)
 
 
-def _abandoned(folder: Path) -> str:
-    """A thousand downloads in a row end by their deadlines while a body never ends."""
+def _abandoned(folder: Path, count: int) -> str:
+    """Many downloads in a row end by their deadlines while a body never ends."""
     hubs = start_hubs()
 
     def ask() -> None:
@@ -71,14 +71,14 @@ def _abandoned(folder: Path) -> str:
     ask()
     threads, sockets = _count_threads(), _count_sockets()
     drips = [HubFault(kind=FaultKind.DRIP, seconds=0.02, pattern=FILE)]
-    drips += [replace(drips[0], pattern=LISTING, count=_DOWNLOADS // 2)]
+    drips += [replace(drips[0], pattern=LISTING, count=count // 2)]
 
     def download(number: int) -> str:
         place, options = folder / str(number % _AT_ONCE), {"deadline_s": _DEADLINE_S, "endpoint": hubs.hub}
         return judge(lambda: datasets.download_dataset(REPO, hubs.commit, place, **options))  # type: ignore[arg-type]
 
     with hubs.faults(*drips), ThreadPoolExecutor(_AT_ONCE) as pool:
-        verdicts = Counter(pool.map(download, range(_DOWNLOADS)))
+        verdicts = Counter(pool.map(download, range(count)))
     until = time.monotonic() + _GRACE_S
     while time.monotonic() < until and (_count_threads() > threads or _count_sockets() > sockets):
         time.sleep(0.5)
@@ -100,16 +100,22 @@ def _count_sockets() -> int:
     return count
 
 
+def _dripping(count: int, *, is_long: bool = False) -> Attack:
+    return custom(
+        f"{count:,} downloads that drip, {_AT_ONCE} at once",
+        partial(_abandoned, count=count),
+        f"{count:,} {AGAIN}; left: 0 threads, 0 sockets",
+        max_seconds=60.0,
+        max_memory=48,
+        is_long=is_long,
+    )
+
+
 ATTACKS: tuple[Attack, ...] = (
     custom("none: a good file from a good Hub", fetch, TAKEN, max_seconds=20.0, max_memory=64),
     # Before attacks that leave connections open and busy until the hub ends.
-    custom(
-        f"{_DOWNLOADS:,} downloads that drip, {_AT_ONCE} at once",
-        _abandoned,
-        f"{_DOWNLOADS:,} {AGAIN}; left: 0 threads, 0 sockets",
-        max_seconds=60.0,
-        max_memory=48,
-    ),
+    _dripping(200),
+    _dripping(1_000, is_long=True),
     *hub_transport.ATTACKS,
     *hub_content.ATTACKS,
     custom("100,000 files beside it", _fetch_large, TAKEN, max_seconds=30.0, max_memory=192),

@@ -113,6 +113,7 @@ def _attack(
     pool: bytes | None = None,
     max_seconds: float = 20.0,
     max_memory: int = 96,
+    is_long: bool = False,
 ) -> Attack:
     """pool: the owner's file; None for the very rows of `content`."""
 
@@ -122,7 +123,8 @@ def _attack(
 
     # The file and the owner's.
     disk = 2 * _WHOLE_FILE // 2**20 + 1
-    return Attack(name, run, expected, max_seconds=max_seconds, max_memory=max_memory, max_disk=disk)
+    limits: dict[str, Any] = {"max_seconds": max_seconds, "max_memory": max_memory, "max_disk": disk}
+    return Attack(name, run, expected, **limits, is_long=is_long)
 
 
 def _refused(name: str, content: Callable[[], bytes], expected: str = _MALFORMED, **limits: Any) -> Attack:
@@ -137,6 +139,12 @@ def _fill(unit: str) -> str:
 
 def _many(row: bytes, size: int = _WHOLE_FILE) -> bytes:
     return (row + b"\n") * (size // (len(row) + 1))
+
+
+def _few_and_many(what: str, row: Callable[[], bytes]) -> tuple[Attack, Attack]:
+    """Return the attacks by a quarter of a file, and by a whole one, of the largest rows."""
+    few = _refused(f"16 {what}", lambda: _many(row(), _WHOLE_FILE // 4), _NOT_IN_POOL, max_seconds=10.0)
+    return few, _refused(f"64 {what}", lambda: _many(row()), _NOT_IN_POOL, is_long=True)
 
 
 _JSON = (
@@ -154,8 +162,8 @@ _JSON = (
     _refused("a key twice where nothing reads", lambda: _beside(b'[{"z": [{"a": 1, "a": 1}]}]')),
     _refused("the key conversations once more, by an escape", lambda: _row()[:-1] + b', "conversation\\u0073": []}'),
     _attack("20,000 keys that nothing reads", lambda: _beside(_dump(dict.fromkeys(range(20_000), 0))), _TAKEN),
-    _refused("64 rows of 87,000 empty arrays", lambda: _many(_beside(b"[" + b"[]," * 87_000 + b"0]")), _NOT_IN_POOL),
-    _refused("64 rows of 130,000 numbers", lambda: _many(_beside(b"[" + b"0," * 130_000 + b"0]")), _NOT_IN_POOL),
+    *_few_and_many("rows of 87,000 empty arrays", lambda: _beside(b"[" + b"[]," * 87_000 + b"0]")),
+    *_few_and_many("rows of 130,000 numbers", lambda: _beside(b"[" + b"0," * 130_000 + b"0]")),
     _attack("one key of 250,000 bytes", lambda: _beside(b'{"' + b"k" * 250_000 + b'": 0}'), _TAKEN),
     _refused("two rows on a line", lambda: _row() + b" " + _row()),
     _refused("single quotes, as a Python dict is printed", lambda: repr(json.loads(_row())).encode()),
@@ -226,14 +234,15 @@ _TOKENS = (
     _attack("a question alone", lambda: _turns(1), _NO_TARGET),
     _attack("a question that leaves no room for an answer", lambda: _row("word " * 3_000), _NO_TARGET),
     _attack("a system text that leaves no room", lambda: _row(system="word " * 3_000), _NO_TARGET),
-    _dear("a million tokens in four rows", lambda: _many(_row("q", _fill("x")), 4 * _MAX_ROW)),
+    _attack("2 million tokens in eight rows", lambda: _many(_row("q", _fill("x")), 8 * _MAX_ROW), _TAKEN),
     _dear("one word of 260,000 letters that merge", lambda: _row("q", _fill("the"))),
     _dear("one word of 260,000 digits", lambda: _row("q", _fill("1"))),
     _dear("260,000 spaces between two letters", lambda: _row("q", f"a{_fill(' ')}b")),
     _dear("120,000 line feeds, then a letter", lambda: _row("q", f"a{_fill(chr(10))}b")),
     _dear("apostrophes", lambda: _row("q", _fill("'s"))),
     # Tokenizers need quadratic time to order them. Only rows of the pool, which its owner made, reach a tokenizer.
-    _dear("65,000 marks to be put in order", lambda: _row("q", "e" + _MARKS[: 2**16]), max_seconds=60.0),
+    _dear("32,000 marks to be put in order", lambda: _row("q", "e" + _MARKS[: 2**15]), max_seconds=15.0),
+    _dear("65,000 marks to be put in order", lambda: _row("q", "e" + _MARKS[: 2**16]), max_seconds=60.0, is_long=True),
     _dear("syllables to be joined", lambda: _row("q", _fill("\u1112\u1161\u11ab"))),
     _dear("zero-width characters", lambda: _row("q", _fill("\u200b\u200d\ufeff"))),
     _dear("characters that need four bytes", lambda: _row("q", _fill("\U0001f600"))),
@@ -243,6 +252,7 @@ _TOKENS = (
         _TAKEN,
         max_seconds=60.0,
         max_memory=320,
+        is_long=True,
     ),
 )
 _OWNED = _row("Is it caf\u00e9 or Cafe?", "It is a 'Cafe'.", system="Be brief.") + b"\n"

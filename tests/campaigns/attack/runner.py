@@ -18,6 +18,7 @@ class Attack:
     Args:
         run: does it, with an empty folder for files, and returns the verdict.
         max_memory, max_disk: MiB beyond what the process and the folder held before.
+        is_long: for the campaign alone; the tests run a smaller attack of the same kind.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Attack:
     max_seconds: float
     max_memory: int
     max_disk: int = 0
+    is_long: bool = False
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from tests.fixtures.network import ROOT
 @pytest.mark.slow
 def test_load_small_recommitting_subnet_is_within_limits(tmp_path: Path) -> None:
     sizes: Any = {"miners": 12, "steady": 1, "sample_size": 12, "queue_size": 12, "rows": 110, "pool_rows": 900}
-    small = Situation(name="recommit", what="", recommit_blocks=12, tempo=60, block_s=0.15, **sizes)
+    small = Situation(name="recommit", what="", recommit_blocks=12, tempo=60, block_s=0.1, **sizes)
     figures = list(run_situation(small, tmp_path))
     assert [figure for figure in figures if not figure.is_met] == []
     measured = {figure.what: figure.measured for figure in figures}

@@ -27,7 +27,7 @@ def soak(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder, summary = shared / "soak", shared / "soak-summary"
     with FileLock(shared / "soak-lock"):
         if not summary.exists():
-            sizes = ["--miners", "14", "--rounds", "3", "--replays", "50", "--seed", "11"]
+            sizes = ["--miners", "14", "--rounds", "3", "--replays", "8", "--seed", "11"]
             command = [sys.executable, "-m", "tests.campaigns.soak", "--dir", str(folder), *sizes]
             ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
             assert ended.returncode == 0, ended.stdout + ended.stderr

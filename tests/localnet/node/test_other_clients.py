@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 import venv
 from pathlib import Path
 from typing import Any
@@ -70,9 +71,8 @@ def moving(local: LocalChain) -> LocalChain:
 def test_polkadot_api_reads_and_writes(moving: LocalChain, tmp_path: Path) -> None:
     script = tmp_path / "client.mjs"
     script.write_text((HERE / "polkadot_api.mjs").read_text())
-    install(
-        NODE, NPM, "install", "--ignore-scripts", "--no-audit", "--no-fund", "@polkadot/api@16.5.6", folder=tmp_path
-    )
+    flags = ("--prefer-offline", "--ignore-scripts", "--no-audit", "--no-fund")
+    install(NODE, NPM, "install", *flags, "@polkadot/api@16.5.6", folder=tmp_path)
     with NodeServer(moving.path) as node:
         outcome = run(NODE, script, node.url, NETUID, "//miner")
     events = ["commitments.Commitment", "transactionPayment.TransactionFeePaid", "system.ExtrinsicSuccess"]
@@ -80,11 +80,10 @@ def test_polkadot_api_reads_and_writes(moving: LocalChain, tmp_path: Path) -> No
 
 
 def test_async_substrate_interface_reads_and_writes(moving: LocalChain, tmp_path: Path) -> None:
-    venv.create(tmp_path / "venv", with_pip=True)
+    venv.create(tmp_path / "venv")
     python = tmp_path / "venv" / "bin" / "python"
-    install(
-        *(python, "-m", "pip", "install", "-q", "async-substrate-interface==2.2.1", "bittensor-wallet"), folder=tmp_path
-    )
+    pip = (sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-compile")
+    install(*pip, "async-substrate-interface==2.2.1", "bittensor-wallet", folder=tmp_path)
     with NodeServer(moving.path) as node:
         outcome = run(python, "-c", COMMIT_HELLO, node.url, NETUID, "//miner")
     assert (outcome["tempo"], outcome["is_success"], outcome["hotkey"]) == (100, True, MINER)
