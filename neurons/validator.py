@@ -11,10 +11,9 @@ import argparse
 import os
 import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -22,7 +21,14 @@ from typing import TYPE_CHECKING
 
 from loguru import logger
 
-from neurons.validator_arguments import add_executor_arguments, add_file_arguments, add_round_arguments
+from neurons.validator_arguments import (
+    PUBLIC_FLAGS,
+    add_executor_arguments,
+    add_file_arguments,
+    add_metrics_arguments,
+    add_round_arguments,
+    check_metrics,
+)
 from template import __version__, cli, files
 from template.arguments import Check, Parser
 from template.competition import Incentives, is_repo_id
@@ -32,7 +38,6 @@ from template.rules.schedule import Policy
 
 if TYPE_CHECKING:
     from template.doctor.setup import Setup
-    from template.status.alerts import Alerter
     from template.telemetry.wandb_tracker import Tracker
     from template.validator.bootstrap import RoundHistory
     from template.validator.config import ValidatorConfig
@@ -115,6 +120,7 @@ CHECKS: tuple[Check, ...] = (
     check_model,
     check_devices,
     check_publish_rounds,
+    check_metrics,
     lambda args: cli.check_poll_seconds(args.poll_seconds),
 )
 
@@ -133,6 +139,7 @@ def build_parser() -> Parser:
     add("--auto_update", action="store_true", help="install signed releases of the git remote; ends with status 10")
     cli.add_tracking_arguments(parser)
     cli.add_alert_argument(parser)
+    add_metrics_arguments(parser)
     cli.add_logging_arguments(parser)
     return parser
 
@@ -174,7 +181,8 @@ def make_state_dir(args: argparse.Namespace) -> Path:
 def run(args: argparse.Namespace) -> int:
     """Build the validator and run it. Raises: SubnetError."""
     from template.hub.datasets import check_eval_set_available
-    from template.status.alerts import Alerter
+    from template.status.alerts import Alerter, watching
+    from template.status.exporter import serving
     from template.store.store import Store
     from template.validator.downloads import Downloader
     from template.validator.loop import Validator
@@ -199,24 +207,9 @@ def run(args: argparse.Namespace) -> int:
             config, chain, store, executor, downloader, tracker=tracker, update=update, history=history
         )
         stop_on_signals(validator)
-        with watching(alerter, state_dir):
+        with watching(alerter, state_dir), serving(state_dir, args.metrics_host, args.metrics_port):
             validator.run()
     return EXIT_UPDATED if validator.is_updated else 0
-
-
-@contextmanager
-def watching(alerter: "Alerter | None", state_dir: Path) -> Iterator[None]:
-    """Post the validator's problems during the block."""
-    from template.status.alerts import watch
-
-    is_over = threading.Event()
-    if alerter is not None:
-        # A daemon: a post that hangs does not hold up the end.
-        threading.Thread(target=watch, args=(alerter, state_dir), kwargs={"is_over": is_over}, daemon=True).start()
-    try:
-        yield
-    finally:
-        is_over.set()
 
 
 def make_config(args: argparse.Namespace, state_dir: Path) -> "ValidatorConfig":
@@ -324,6 +317,12 @@ def make_tracker(args: argparse.Namespace, config: "ValidatorConfig", hotkey: st
         version=__version__,
         folder=state_dir / "wandb",
         keep_days=config.keep_days,
+        competition=config.competition.id,
+        settings={
+            **{name: asdict(getattr(config, name)) for name in ("competition", "incentives", "policy")},
+            "training_args": asdict(load_training_args(args.training_args)),
+            "flags": {name: getattr(args, name) for name in PUBLIC_FLAGS},
+        },
     )
     return WandbTracker(chosen, redact=Redactor(secret_values(os.environ)))
 

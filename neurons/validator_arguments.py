@@ -4,6 +4,13 @@ import argparse
 from pathlib import Path
 
 from template import cli
+from template.arguments import check_port
+
+# What a public run shows of the command line. Paths, endpoints and webhooks may hold names or secrets.
+PUBLIC_FLAGS = (
+    *("auto_update", "device", "dont_set_weights", "dtype", "executor", "keep_days", "lucky_num", "lucky_num_from"),
+    *("max_downloads", "offline", "poll_seconds", "publish_rounds", "ray_accelerator", "ray_gpus", "ray_workers"),
+)
 
 
 def add_file_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,3 +63,18 @@ def add_executor_arguments(parser: argparse.ArgumentParser) -> None:
     add("--ray.gpus_per_worker", dest="ray_gpus", type=float, default=1.0, help=gpus_help)
     add("--ray.cpus_per_worker", dest="ray_cpus", type=int, default=1, help=cpus_help)
     add("--ray.accelerator_type", dest="ray_accelerator", metavar="NAME", help=type_help)
+
+
+def add_metrics_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --metrics.port and --metrics.host."""
+    add = parser.add_argument_group("metrics").add_argument
+    host_help = "address to listen on; anyone who reaches it can read the metrics. In a container: 0.0.0.0"
+    port_help = "serve metrics for Prometheus at this port (default: do not)"
+    add("--metrics.port", dest="metrics_port", type=int, metavar="PORT", help=port_help)
+    add("--metrics.host", dest="metrics_host", default="127.0.0.1", metavar="ADDRESS", help=host_help)
+
+
+def check_metrics(args: argparse.Namespace) -> None:
+    """Check that --metrics.port is free. Raises: ConfigError."""
+    if args.metrics_port is not None:
+        check_port("--metrics.port", args.metrics_port, args.metrics_host)

@@ -31,10 +31,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from rich.text import Text
+
 from template import cli
 from template.arguments import Parser
 from template.competition import Competition, Incentives
 from template.config import load_competition, load_incentives, load_training_args
+from template.console import BAD, FAINT, GOOD, OPEN, is_terminal, make_grid, show
 from template.errors import ConfigError, RemoteError, SubmissionError
 from template.receipts.checks import CachedChain, FileReport, check_signers
 from template.receipts.files import read_round
@@ -61,6 +64,7 @@ _COUNTED = {
     GONE: "gone",
     NO_ANSWER: "to be retried",
 }
+_STYLES = {ReplayVerdict.IDENTICAL: GOOD, ReplayVerdict.DIFFERENT: BAD}
 
 
 Outcome = dict[str, Any]
@@ -132,18 +136,18 @@ def audit(args: argparse.Namespace) -> int:
         check_histories(sound, reports, auditor, competition, incentives, chains, finds_copies=args.copies)
     seed = int.from_bytes(os.urandom(4), "little") if args.seed is None else args.seed
     sample = jobs if args.sample is None else draw_sample(jobs, args.sample, seed)
-    show: Callable[[str], None] = (lambda _: None) if args.is_json else print_result
+    report_lines: Callable[..., None] = (lambda *_, **__: None) if args.is_json else print_lines
     for report in reports.values():
-        show(describe_file(report))
+        report_lines(file_title(report), file_lines(report))
     if len(sample) < len(jobs):
-        show(f"replaying {len(sample)} of {len(jobs)} receipts: --sample {args.sample} --seed {seed}")
+        report_lines(f"replaying {len(sample)} of {len(jobs)} receipts: --sample {args.sample} --seed {seed}")
     outcomes, countdown = [], Countdown("replayed", len(sample))
     for job in sample:
         outcomes.append(replay(auditor, job))
-        show(describe_outcome(outcomes[-1]))
+        report_lines(describe_outcome(outcomes[-1]), style=_STYLES.get(outcomes[-1]["verdict"], OPEN))
         countdown.advance()
     status = exit_status(reports.values(), outcomes)
-    show(summarize(reports.values(), outcomes))
+    report_lines(summarize(reports.values(), outcomes), style=BAD if status else GOOD)
     if args.is_json:
         files = [
             {
@@ -275,13 +279,25 @@ def replay(auditor: Auditor, job: Job) -> Outcome:
         return {**outcome, "verdict": verdict, "difference": None, "reasons": (str(error),)}
 
 
-def describe_file(report: FileReport) -> str:
-    """Format a file's title and a line for each finding."""
-    lines = [f"  {finding.kind.name.lower()}: {escape(finding.text)}" for finding in report.findings]
-    lines += [f"  no answer: {escape(text)}" for text in report.unanswered]
-    lines += [f"  note: {escape(text)}" for text in report.notes]
-    title = escape(f"{report.path.name}: {report.title or 'not read'}")
-    return "\n".join([title, *(lines or ["  consistent"])])
+def print_lines(title: str, lines: Sequence[tuple[str, str, str]] = (), *, style: str = "") -> None:
+    """Print a title, and label and text of each line: with their styles on a terminal, plain elsewhere."""
+    if is_terminal():
+        show(Text(title, style=style or "bold"), *([make_grid(lines)] if lines else []))
+        return
+    texts = (f"  {label}: {escape(text)}" if label else f"  {text}" for label, text, _ in lines)
+    print_result("\n".join([title, *texts]))
+
+
+def file_title(report: FileReport) -> str:
+    return escape(f"{report.path.name}: {report.title or 'not read'}")
+
+
+def file_lines(report: FileReport) -> list[tuple[str, str, str]]:
+    """Return label, text and style of each finding."""
+    lines = [(finding.kind.name.lower(), finding.text, BAD) for finding in report.findings]
+    lines += [("no answer", text, OPEN) for text in report.unanswered]
+    lines += [("note", text, FAINT) for text in report.notes]
+    return lines or [("", "consistent", GOOD)]
 
 
 def describe_outcome(outcome: Outcome) -> str:

@@ -37,10 +37,11 @@ from template import cli, constants, files
 from template.arguments import Check, Parser
 from template.competition import Competition, Incentives
 from template.config import load_competition, load_incentives, load_training_args
+from template.console import is_terminal, show
 from template.errors import ConfigError, HostError, SubmissionError
 from template.miner.committed import CommittedDataset, Reader, find_committed
 from template.miner.compare import compare_paired
-from template.miner.loss_report import describe, describe_paired, describe_paired_json, summarize
+from template.miner.loss_report import describe, describe_paired, describe_paired_json, paired_tables, summarize
 from template.receipts.files import read_receipt, write_receipt
 from template.receipts.receipt import Receipt, ReplayComparison, ReplayVerdict, compare_receipt
 from template.receipts.replay import (
@@ -246,7 +247,12 @@ def compare(args: argparse.Namespace, evaluator: Evaluator, seeds: Sequence[int]
                     side.append(evaluate_once(evaluator, folder, lucky_num))
                 countdown.advance()
     paired = compare_paired(*([result.loss for result in side] for side in results))
-    print_result((describe_paired_json if args.is_json else describe_paired)(paired, results, args.compare))
+    if args.is_json:
+        print_result(describe_paired_json(paired, results, args.compare))
+    elif is_terminal():
+        show(*paired_tables(paired, results, args.compare))
+    else:
+        print_result(describe_paired(paired, results, args.compare))
     write_receipts(args.receipt_dir, evaluator.competition, [*results[0], *results[1]])
     return 0
 

@@ -13,6 +13,7 @@ machine failed, 5 the Hub or the chain did not answer.
 
 import argparse
 import functools
+import gc
 import hashlib
 import json
 import os
@@ -20,16 +21,18 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice
 from pathlib import Path
 
 from loguru import logger
 from tqdm import tqdm
 
 from template import __version__, cli
-from template.arguments import Parser
+from template.arguments import Parser, check_port
 from template.errors import ConfigError, HostError, RemoteError
-from template.files import check_folder
+from template.files import check_folder, find_write_problem
 from template.receipts.sources import RoundSource, read_signed
 from template.site.archive import History, round_name
 from template.site.extract import VERSION, Extract, extract_round
@@ -37,6 +40,8 @@ from template.site.pages import Site
 
 _HUB_URL = "https://huggingface.co"
 _PORT = 8080
+# New files for each process that reads them.
+_SHARE = 20
 
 
 def build_parser() -> Parser:
@@ -60,12 +65,14 @@ def run(args: argparse.Namespace) -> int:
     """Write the site, and serve and refresh it if asked to."""
     if args.every is not None and not args.every >= 1.0:
         raise ConfigError(f"--every must be at least 1 second, not {args.every}")
+    if args.serve is not None:
+        check_port("--serve", args.serve)
     folder = check_folder(args.out, "--out")
     build(args, folder)
-    if args.serve is None and args.every is None:
-        return 0
     if args.serve is not None:
         serve(folder, args.serve)
+    if args.serve is None and args.every is None:
+        return 0
     try:
         while args.every is not None:
             time.sleep(args.every)
@@ -86,13 +93,25 @@ def refresh(args: argparse.Namespace, folder: Path) -> None:
 
 def build(args: argparse.Namespace, folder: Path) -> None:
     """Read the sources and write every page that changed."""
+    # Millions of objects and hardly a circle: looking for those takes an eighth of the time.
+    gc.disable()
+    try:
+        _build(args, folder)
+    finally:
+        gc.enable()
+
+
+def _build(args: argparse.Namespace, folder: Path) -> None:
     started = time.monotonic()
-    cache = check_folder(args.work_dir / "site", "--work_dir")
+    cache = args.work_dir / "site"
+    if (problem := find_write_problem(cache)) is not None:
+        logger.warning("--work_dir {}: {}; the next call reads all rounds again", args.work_dir, problem)
     paths: dict[str, Path] = {}
     histories = read_histories(cli.open_round_sources(args), cache, paths)
 
     def read_receipt(name: str, line: int) -> bytes:
-        return paths[name].read_bytes().split(b"\n", line)[line - 1] + b"\n"
+        with paths[name].open("rb") as lines:
+            return next(islice(lines, line - 1, None))
 
     written, size = 0, 0
     for name, content in Site(histories, hub_url(), read_receipt).pages():
@@ -131,9 +150,10 @@ def read_histories(sources: Iterable[RoundSource], cache: Path, paths: dict[str,
     """
     chosen: dict[tuple[int, str | None], dict[int, tuple[Extract, RoundSource, Path]]] = {}
     listed = [(source, path) for source in sources for path in source.paths]
+    read = read_new(listed, cache)
     for source, path in tqdm(listed, desc="rounds", unit="file", disable=None):
         try:
-            extract = read_extract(path, source, cache)
+            extract = read.get((source.signer, path)) or read_extract(path, source, cache)
         except ConfigError as error:
             logger.warning("left out: {}", error)
             continue
@@ -153,37 +173,81 @@ def read_histories(sources: Iterable[RoundSource], cache: Path, paths: dict[str,
     return histories
 
 
-def read_extract(path: Path, source: RoundSource, cache: Path) -> Extract:
-    """Return what the pages show of a round file, from the cache if it is there. Raises: ConfigError."""
-    from template.chain.wallets import verify_signature
+def read_new(listed: Sequence[tuple[RoundSource, Path]], cache: Path) -> dict[tuple[str | None, Path], Extract]:
+    """Read many new files in processes side by side. Return this one's, by signer and path; the cache has the others.
 
+    What is not done here, after a fault, the caller reads. Other threads of this process would not survive in the
+    processes, so beside them nothing is done here.
+    """
+    read: dict[tuple[str | None, Path], Extract] = {}
+    new = [(source, path) for source, path in listed if not _is_cached(path, source, cache)]
+    count = min(len(os.sched_getaffinity(0)), len(new) // _SHARE)
+    if count < 2 or threading.active_count() > 1:
+        return read
+    # Imported once, which takes a second.
+    from template.chain import wallets  # noqa: F401
+
+    shares = [new[number::count] for number in range(count)]
+    children = [pid for share in shares[1:] if (pid := _read_in_child(share, cache))]
+    for source, path in tqdm(shares[0], desc=f"rounds, in {count} processes", unit=" files each", disable=None):
+        with suppress(ConfigError):
+            read[source.signer, path] = read_extract(path, source, cache)
+    for pid in children:
+        os.waitpid(pid, 0)
+    return read
+
+
+def _read_in_child(share: Sequence[tuple[RoundSource, Path]], cache: Path) -> int:
+    if pid := os.fork():
+        return pid
+    try:
+        for source, path in share:
+            with suppress(ConfigError):
+                read_extract(path, source, cache)
+    finally:
+        # Without what the parent does at its end.
+        os._exit(0)
+
+
+def _is_cached(path: Path, source: RoundSource, cache: Path) -> bool:
+    try:
+        return cache_file(path, source, cache).is_file()
+    except ConfigError:
+        return True  # The caller names the fault.
+
+
+def cache_file(path: Path, source: RoundSource, cache: Path) -> Path:
+    """Return where the cache has what was read from a round file. Raises: ConfigError."""
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
     # The named hotkey decides about the signature, and the release about the words.
     key = hashlib.sha256(f"{digest} {source.signer} {__version__} {VERSION}".encode()).hexdigest()[:32]
-    cached = cache / f"{key}.json"
+    return cache / f"{key}.json"
+
+
+def read_extract(path: Path, source: RoundSource, cache: Path) -> Extract:
+    """Return what the pages show of a round file, from the cache if it is there. Raises: ConfigError."""
+    cached = cache_file(path, source, cache)
     try:
         return Extract.from_json(json.loads(cached.read_bytes()))
     except (OSError, ValueError, KeyError, TypeError):
         pass
+    from template.chain.wallets import verify_signature
+
     item = read_signed(path, source, verify_signature)
     extract = extract_round(item.header, item.receipts, path.name, item.fault)
-    try:
+    with suppress(HostError):
+        # Only a cache, whose folder was tried at the start.
         write(cached, json.dumps(extract.to_json()).encode())
-    except HostError as error:
-        logger.warning("--work_dir: {}; the next call reads this round again", error)
     return extract
 
 
 def serve(folder: Path, port: int) -> str:
-    """Serve the folder on loopback, in a thread; return its address. Raises: ConfigError for a port that is taken."""
+    """Serve the folder on loopback, in a thread; return its address."""
     handler = functools.partial(SimpleHTTPRequestHandler, directory=str(folder))
-    try:
-        server = ThreadingHTTPServer(("127.0.0.1", port), handler)
-    except (OSError, OverflowError) as error:
-        raise ConfigError(f"--serve {port}: {error}; name another port") from error
+    server = ThreadingHTTPServer(("127.0.0.1", port), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}/"
     logger.info("serving {} until Ctrl-C", address)

@@ -18,7 +18,7 @@ LOCK="$ROOT/requirements.lock"
 case "${1:-}" in
     "") keep=true ;;
     --upgrade) keep=false ;;
-    *) echo "usage: bash scripts/lock.sh [--upgrade]" >&2; exit 2 ;;
+    *) refuse_arguments "$0" "$1" ;;
 esac
 
 python="$(find_python)"

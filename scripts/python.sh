@@ -21,3 +21,13 @@ find_python() {
     echo "       Install one (Debian and Ubuntu: python3 and python3-venv) and run this again." >&2
     return 1
 }
+
+# Called with a script and its arguments, of which it takes none: print the script's head comment and exit if there are.
+refuse_arguments() {
+    if (($# == 1)); then return; fi
+    # The lines of the comment, without its marks.
+    sed -n '2,/^set /{ /^#/s/^# \{0,1\}//p }' "$1"
+    if [[ "$2" == --help || "$2" == -h ]]; then exit 0; fi
+    echo "error: unknown argument $2" >&2
+    exit 2
+}

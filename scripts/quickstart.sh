@@ -11,6 +11,9 @@
 # ws://127.0.0.1:9944; NODE_PORT=0 takes a free port.
 set -euo pipefail
 
+# shellcheck source=scripts/python.sh
+source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
+refuse_arguments "$0" "$@"
 # shellcheck source=scripts/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 cd "$ROOT"

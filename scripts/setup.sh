@@ -13,17 +13,10 @@
 # before it checks out its code. WITHOUT_TOOLS=1 skips packages that only tests, checks, Ray and the quickstart need.
 set -euo pipefail
 
-if [[ "${BASH_SOURCE[0]}" == "$0" && $# -gt 0 ]]; then
-    # The lines of this comment, without its marks.
-    sed -n '2,/^set /{ /^#/s/^# \{0,1\}//p }' "$0"
-    if [[ "$1" == --help || "$1" == -h ]]; then exit 0; fi
-    echo "error: unknown argument $1" >&2
-    exit 2
-fi
-
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 # shellcheck source=scripts/python.sh
 source "$ROOT/scripts/python.sh"
+if [[ "${BASH_SOURCE[0]}" == "$0" ]]; then refuse_arguments "$0" "$@"; fi
 VENV="${VENV:-$ROOT/.venv}"
 case "$VENV" in /*) ;; *) VENV="$PWD/$VENV" ;; esac
 LOCK="${REQUIREMENTS_LOCK:-$ROOT/requirements.lock}"

@@ -8,7 +8,6 @@
 """
 
 import argparse
-import io
 import json
 import sys
 import time
@@ -19,6 +18,7 @@ from rich.console import Console
 
 from template import cli
 from template.arguments import Parser
+from template.console import render
 from template.errors import ConfigError
 from template.status.alerts import Alerter
 from template.status.health import HealthLimits, find_problems
@@ -28,8 +28,6 @@ from template.terminal import escape, write_stdout
 
 _UNHEALTHY = 1
 _MAX_ROWS = 20
-# Columns where stdout is not a terminal.
-_WIDTH = 120
 
 
 def build_parser() -> Parser:
@@ -71,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     if args.is_json:
         write_stdout(f"{json.dumps(to_json(status))}\n")
     else:
-        show(status, open_console(), max_rows)
+        show(status, max_rows)
     return 0
 
 
@@ -97,34 +95,27 @@ def check(args: argparse.Namespace, state_dir: Path) -> int:
     return _UNHEALTHY if problems else 0
 
 
-def show(status: Status, console: Console, max_rows: int | None, *, clears: bool = False) -> bool:
+def show(status: Status, max_rows: int | None, *, clears: bool = False) -> bool:
     """Print the status. Return whether stdout took it: a reader such as `head` may leave."""
-    with console.capture() as capture:
+
+    def fill(console: Console) -> None:
         if clears:
             console.clear()
         print_status(status, console, max_rows=max_rows)
-    return write_stdout(capture.get()) is None
+
+    return write_stdout(render(fill)) is None
 
 
 def watch(state_dir: Path, pause_s: float, max_rows: int | None) -> int:
     """Print the status until interrupted."""
     if not 0 < pause_s <= 3600:
         raise ConfigError(f"--watch must be above 0 and at most 3600 seconds, not {pause_s}")
-    console = open_console()
     try:
-        while True:
-            status = read_status(state_dir, time.time())
-            if not show(status, console, max_rows, clears=True):
-                return 0
+        while show(read_status(state_dir, time.time()), max_rows, clears=True):
             time.sleep(pause_s)
     except KeyboardInterrupt:
-        return 0
-
-
-def open_console() -> Console:
-    """Return a console on stdout, without colours where that is no terminal."""
-    file = sys.stdout or io.StringIO()  # closed by the caller
-    return Console(file=file, markup=False, highlight=False, emoji=False, width=None if file.isatty() else _WIDTH)
+        pass
+    return 0
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ COMMANDS = {
     "doctor": ("scripts.doctor:main", "check this machine and the settings before a start"),
     "verdict": ("scripts.verdict:main", "say what validators recorded about a hotkey, and why"),
     "leaderboard": ("scripts.leaderboard:main", "write a leaderboard for the browser from round files"),
+    "calibrate": ("scripts.calibrate:main", "measure the noise of a competition and propose its values"),
     "localnet": ("template.localnet.__main__:main", "run a chain and a Hub on this machine"),
 }
 

@@ -7,6 +7,9 @@
 #   bash scripts/test.sh tests/data -n 0                 in one process, for a debugger
 set -euo pipefail
 
+# shellcheck source=scripts/python.sh
+source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
+if [[ "${1:-}" == --help || "${1:-}" == -h ]]; then refuse_arguments "$0" "$1"; fi
 # shellcheck source=scripts/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 cd "$ROOT"

@@ -15,8 +15,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from rich.console import RenderableType
+from rich.text import Text
+
 from template import cli
 from template.arguments import Parser
+from template.console import BAD, GOOD, is_terminal, make_grid, make_table, show, verdict_style
 from template.errors import ConfigError
 from template.receipts.round_file import RoundHeader, TableLine
 from template.receipts.sources import read_signed
@@ -77,6 +81,8 @@ def run(args: argparse.Namespace) -> int:
     verdicts = {signer: describe(args.hotkey, headers) for signer, headers in by_signer.items()}
     if args.is_json:
         print_result(json.dumps({"hotkey": args.hotkey, "validators": verdicts, "faults": faults}))
+    elif is_terminal():
+        show(*make_tables(verdicts, faults))
     else:
         lines = [line for signer, verdict in verdicts.items() for line in format_verdict(signer, verdict)]
         lines += [f"NOT VALID: {fault}" for fault in faults] or ["signatures: valid"]
@@ -135,17 +141,47 @@ def find_line(hotkey: str, header: RoundHeader) -> TableLine:
     return next(line for line in header.table if line.hotkey == hotkey)
 
 
-def format_verdict(signer: str, verdict: dict[str, Any]) -> list[str]:
-    """Format one validator's verdict in lines."""
+def make_lines(verdict: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Return label, text and style of each line about the newest verdict."""
     loss = "-" if verdict["loss"] is None else f"{verdict['loss']:.6f}"
     since = "" if verdict["paid_since_block"] is None else f" It is paid since block {verdict['paid_since_block']}."
     return [
-        f"validator {signer}, round of blocks {verdict['start_block']} to {verdict['end_block']}",
-        f"  dataset  {verdict['dataset']}",
-        f"  verdict  {verdict['verdict']}. {verdict['why']}",
-        f"  loss     {loss}. {verdict['loss_why']}",
-        f"  weight   {verdict['weight']:.2%}. {verdict['weight_why']}{since}",
-        f"  weights  {verdict['weights']}",
+        ("dataset", verdict["dataset"], ""),
+        ("verdict", f"{verdict['verdict']}. {verdict['why']}", verdict_style(verdict["verdict"])),
+        ("loss", f"{loss}. {verdict['loss_why']}", ""),
+        ("weight", f"{verdict['weight']:.2%}. {verdict['weight_why']}{since}", ""),
+        ("weights", verdict["weights"], ""),
+    ]
+
+
+def make_title(signer: str, verdict: dict[str, Any]) -> str:
+    return f"validator {signer}, round of blocks {verdict['start_block']} to {verdict['end_block']}"
+
+
+def make_tables(verdicts: dict[str, dict[str, Any]], faults: Sequence[str]) -> Iterator[RenderableType]:
+    """Yield what a terminal shows."""
+    for signer, verdict in verdicts.items():
+        yield Text(escape(make_title(signer, verdict)), style="bold")
+        yield make_grid(make_lines(verdict))
+        if verdict["evaluations"]:
+            table = make_table("evaluation", "seed", "loss", "receipt", numbers=("evaluation", "seed", "loss"))
+            for run in verdict["evaluations"]:
+                table.add_row(str(run["number"]), str(run["lucky_num"]), repr(run["loss"]), run["receipt"] or "-")
+            yield from ("", table)
+        table = make_table("since block", "verdict", "loss", "dataset", numbers=("since block", "loss"))
+        for change in verdict["earlier"]:
+            loss = "-" if change["loss"] is None else f"{change['loss']:.6f}"
+            code = Text(change["verdict"], style=verdict_style(change["verdict"]))
+            table.add_row(str(change["start_block"]), code, loss, escape(change["dataset"]))
+        yield from ("", table, "")
+    yield make_grid([("NOT VALID", fault, BAD) for fault in faults] or [("signatures", "valid", GOOD)], indent=0)
+
+
+def format_verdict(signer: str, verdict: dict[str, Any]) -> list[str]:
+    """Format one validator's verdict in lines."""
+    return [
+        make_title(signer, verdict),
+        *(f"  {label:<8} {text}" for label, text, _ in make_lines(verdict)),
         *(
             f"  seed     {run['lucky_num']}, evaluation {run['number']}: loss {run['loss']!r}, receipt {run['receipt']}"
             for run in verdict["evaluations"]

@@ -6,18 +6,23 @@ with the next flag that is added.
 
 import argparse
 import difflib
+import errno
+import os
+import pwd
 import re
+import socket
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from template.errors import SubnetError
+from template.errors import ConfigError, SubnetError
 from template.terminal import configure_output, write_stdout
 
 Check = Callable[[argparse.Namespace], object]
 """Raises SubnetError for a fault. After a wrong command line, missing arguments are None."""
 
+_MAX_PORT = 65535
 _FLAG = re.compile(r"--?[A-Za-z][^\s=]*")
 _MOST_SUGGESTED = 3
 # Names of other versions and tools that resemble none of ours.
@@ -106,6 +111,21 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, "".join(f"{self.prog}: error: {' '.join(text.split())}\n" for text in dict.fromkeys(texts)))
 
 
+def check_home() -> None:
+    """Check that this user has a home. Raises: ConfigError.
+
+    A container may run as a user id without a passwd entry; libraries then need the name of the user too.
+    """
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        os.environ.setdefault("USER", f"uid{os.getuid()}")
+    try:
+        Path.home()
+    except RuntimeError as error:
+        raise ConfigError("this user has no home: set HOME to a folder that it may write to") from error
+
+
 def find_faults(args: argparse.Namespace, checks: Iterable[Check]) -> list[SubnetError]:
     """Return the error of every check that fails, equal texts once."""
     faults: dict[str, SubnetError] = {}
@@ -151,3 +171,18 @@ def _plain(flag: str) -> str:
 
 def _did_you_mean(words: Sequence[str]) -> str:
     return f", did you mean {' or '.join(words)}?" if words else ""
+
+
+def check_port(flag: str, port: int, host: str = "127.0.0.1") -> None:
+    """Check that this process can listen on a port. Raises: ConfigError with the flag."""
+    if not 0 <= port <= _MAX_PORT:
+        raise ConfigError(f"{flag} {port}: a port must lie between 1 and {_MAX_PORT}")
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as listener:
+            # As the servers do: a port of connections that ended lately is free.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+    except OSError as error:
+        in_use = f"`ss -ltnp sport = :{port}` shows its process; " if error.errno == errno.EADDRINUSE else ""
+        raise ConfigError(f"{flag} {port}: {error.strerror or error} on {host}; {in_use}choose another") from error

@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import functools
 import os
-import pwd
 import resource
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from loguru import logger
 
-from template.arguments import Parser, find_faults
+from template.arguments import Parser, check_home, find_faults
 from template.competition import Competition
 from template.config import DTYPES, load_competition, load_incentives, load_training_args
 from template.data.chat_templates import ChatTemplate, template_for
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
 
 
 DEFAULT_STATE_DIR = Path("~/.dataset-subnet")
+DEFAULT_WALLETS = Path("~/.bittensor/wallets")
 
 # Names in a miner's --work_dir: commitments, and a folder for each competition by its digest.
 WORK_DIR_MARKS = ("commitment-*", "[0-9a-f]" * 12)
@@ -76,21 +76,6 @@ def run_main(
         return report_faults(diagnose(args, find_faults(args, parser.checks))) or run(args)
 
     return run_entry_point(work)
-
-
-def check_home() -> None:
-    """Check that this user has a home. Raises: ConfigError.
-
-    A container may run as a user id without a passwd entry; libraries then need the name of the user too.
-    """
-    try:
-        pwd.getpwuid(os.getuid())
-    except KeyError:
-        os.environ.setdefault("USER", f"uid{os.getuid()}")
-    try:
-        Path.home()
-    except RuntimeError as error:
-        raise ConfigError("this user has no home: set HOME to a folder that it may write to") from error
 
 
 def run_entry_point(work: Callable[[], int]) -> int:
@@ -150,14 +135,14 @@ def add_chain_arguments(parser: argparse.ArgumentParser) -> None:
     """
     described = "Defaults as btcli: BT_NETWORK, BT_WALLET, BT_WALLET_HOTKEY and BT_WALLET_PATH of the environment."
     add = parser.add_argument_group("chain", described).add_argument
-    variables, urls, wallets = os.environ.get, "URL[,URL...]", Path("~/.bittensor/wallets")
+    variables, urls = os.environ.get, "URL[,URL...]"
     network_help = "finney, test, local, or a ws:// or wss:// url"
     fallback_help = "used when the network does not answer (default: the client's public ones for a named network)"
     archive_help = "used for blocks that the others have pruned (default: the client's public ones)"
     deadline_help = "timeout of one answer, then the next endpoint is tried"
     add("--netuid", type=int, required=True, help="the subnet's number")
     network, name, hotkey = variables("BT_NETWORK"), variables("BT_WALLET"), variables("BT_WALLET_HOTKEY")
-    path = Path(variables("BT_WALLET_PATH") or wallets)
+    path = Path(variables("BT_WALLET_PATH") or DEFAULT_WALLETS)
     add("--subtensor.network", dest="network", default=network or "finney", help=network_help)
     add("--subtensor.fallback_endpoints", dest="fallback_endpoints", metavar=urls, help=fallback_help)
     add("--subtensor.archive_endpoints", dest="archive_endpoints", metavar=urls, help=archive_help)
@@ -218,9 +203,14 @@ def add_score_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check_wallet(args: argparse.Namespace) -> None:
     """Check that the wallet's hotkey can sign. Raises: ConfigError naming the flag."""
-    from template.chain.client import open_wallet
+    open_wallet(args)
 
-    open_wallet(args.wallet_name, args.wallet_hotkey, args.wallet_path)
+
+def open_wallet(args: argparse.Namespace) -> "Wallet":
+    """Open the wallet of --wallet.*; an encrypted hotkey is unlocked once a process. Raises: ConfigError."""
+    from template.chain.wallets import open_wallet_once
+
+    return open_wallet_once(args.wallet_name, args.wallet_hotkey, args.wallet_path)
 
 
 def check_chain(args: argparse.Namespace) -> None:
@@ -296,13 +286,8 @@ def make_target_check(args: argparse.Namespace) -> Callable[[Row], bool]:
 
 def open_chain(args: argparse.Namespace, *, needs_wallet: bool = True) -> "Chain":
     """Open the chain, with the wallet if needed. Raises: ConfigError naming the flag."""
-    from template.chain.client import open_wallet
-
     check_proxies()
-    wallet = None
-    if needs_wallet:
-        wallet = open_wallet(args.wallet_name, args.wallet_hotkey, args.wallet_path)
-    return make_chain(args, wallet, args.deadline_s)
+    return make_chain(args, open_wallet(args) if needs_wallet else None, args.deadline_s)
 
 
 def make_chain(args: argparse.Namespace, wallet: "Wallet | PublicWallet | None", deadline_s: float) -> "Chain":
@@ -373,12 +358,14 @@ def add_round_arguments(parser: argparse.ArgumentParser) -> None:
 
 def open_round_sources(args: argparse.Namespace) -> "list[RoundSource]":
     """Find the round files of `add_round_arguments`. Raises: ConfigError, RemoteError."""
-    from template.chain.client import Chain
     from template.receipts.sources import open_source
 
     with contextlib.ExitStack() as stack:
         find = None
         if args.network and args.netuid:
+            # The import takes a second.
+            from template.chain.client import Chain
+
             find = stack.enter_context(Chain(args.network, args.netuid)).commitment
         token = hub_token()
         return [

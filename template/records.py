@@ -9,7 +9,7 @@ Block numbers are the chain's:
     first_block         first aligned block at which a commitment stood, without a gap since
     last_block          last aligned block at which it stood
     missing_block       last aligned block in whose round its file was missing
-    public_block        first aligned block at which its rows were public; decides who copied whom
+    public_block        first aligned block at which all could read its rows; decides who copied whom
     rank_block          decides who is paid first: aligned block from which a dataset counts
     seed_block          aligned block whose hash gives the seed of an evaluation
     start_block         snapshot of a round: an aligned block
@@ -93,13 +93,14 @@ class ContentKey(NamedTuple):
 class Stand:
     """Consecutive aligned blocks at which a hotkey had one commitment.
 
-    missing_block: 0 unless its file came late.
+    reveal_block: later than the commit block if it was sealed. missing_block: 0 unless its file came late.
     """
 
     key: SubmissionKey
     first_block: int
     last_block: int
     commit_block: int
+    reveal_block: int
     registration_block: int
     missing_block: int = 0
 
@@ -388,11 +389,11 @@ class Metrics:
 
 @dataclass(frozen=True, kw_only=True)
 class RoundReport:
-    """A closed round. seconds: of its evaluations, by hotkey."""
+    """A closed round. results: of its evaluations that are done."""
 
     round: Round
     leaderboard: tuple[LeaderboardRow, ...]
     ledger: tuple[LedgerLine, ...]
     intents: tuple[WeightIntent, ...]
-    seconds: Mapping[str, float]
+    results: Mapping[RoundEvaluation, EvaluationResult]
     round_file: str | None = None

@@ -37,6 +37,17 @@ def parse_object(text: str | bytes, format_name: str, source: str) -> dict[str, 
     return {key: value for key, value in content.items() if key != "format"}
 
 
+def without_format(text: str | bytes, format_name: str) -> str | None:
+    """Return a parsed object's text without its `format`, None where it is spelled unlike canonical JSON.
+
+    In a string the quotes would be escaped, so a key is cut out. Where it is one of an inner object, the outer `format`
+    stays, which no record takes.
+    """
+    text = text if isinstance(text, str) else text.decode()
+    before, mark, after = text.partition(f'"format":{json.dumps(format_name)},')
+    return before + after if mark else None
+
+
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) != len(pairs):
@@ -44,15 +55,20 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def read_record(kind: type[_Record], values: object, source: str) -> _Record:
-    """Build `kind` from exactly its fields, nested too. Raises: ConfigError."""
+def read_record(kind: type[_Record], values: object, source: str, *, text: str | None = None) -> _Record:
+    """Build `kind` from exactly its fields, nested too. Raises: ConfigError.
+
+    text: JSON that is tried first, which saves writing `values` again.
+    """
     names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
     if not isinstance(values, dict) or values.keys() != set(names):
         raise ConfigError(f"{source}: expected exactly the keys {', '.join(names)}")
     try:
         # Only in JSON may a strict pydantic read a list as a tuple and a text as an enum.
-        (record,) = _adapter(kind).validate_json(json.dumps([values]))  # type: ignore[arg-type]
+        (record,) = _adapter(kind).validate_json(f"[{text or json.dumps(values)}]")  # type: ignore[arg-type]
     except ValidationError as error:
+        if text is not None:
+            return read_record(kind, values, source)
         first = error.errors(include_url=False, include_input=False)[0]
         place = "".join(f".{repr(str(part))[1:-1]:.40}" for part in first["loc"][1:])
         raise ConfigError(f"{source}{place}: {first['msg']}") from error

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -11,6 +12,11 @@ from typing import NoReturn
 from loguru import logger
 
 from template.records import LeaderboardRow, LedgerLine, Progress
+
+# What a spreadsheet takes for a formula at the start of a cell, which holds no control characters.
+_FORMULA = ("=", "+", "-", "@")
+# A tag or an autolink, and the target of a link or of an image.
+_MARKUP = re.compile(r"<|(?<=\])\(")
 
 
 def configure_output() -> None:
@@ -60,6 +66,17 @@ def escape_cell(text: str, width: int) -> str:
     """Escape everything but ASCII and cut to `width` columns."""
     is_simple = text.isascii() and text.isprintable()
     return (text if is_simple else text.encode("unicode_escape").decode("ascii"))[:width]
+
+
+def escape_formula(text: str) -> str:
+    """Escape a text for a table that others open, so that no spreadsheet takes it for a formula."""
+    text = escape_line(text)
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+def escape_markup(text: str) -> str:
+    """Escape a text so that no reader of HTML or Markdown shows an element, a link or an image."""
+    return _MARKUP.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def describe_verdict(row: LeaderboardRow, ledger: Iterable[LedgerLine]) -> str:

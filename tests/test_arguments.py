@@ -10,7 +10,7 @@ import bittensor as bt
 import pytest
 
 from neurons import miner, validator
-from scripts import audit, check_dataset, compute_loss, status, subnet
+from scripts import audit, check_dataset, compute_loss, doctor, leaderboard, status, subnet, verdict
 from scripts.bench import profile, scaling, score
 from template import cli
 from template.arguments import suggest_flag
@@ -20,7 +20,9 @@ from template.localnet.models.download import default_model_dir
 from template.localnet.sample.__main__ import main as write_sample
 from tests.fixtures.network import ROOT, call_main
 
-COMMANDS = [validator, miner, audit, check_dataset, compute_loss, status, subnet, localnet, profile, scaling, score]
+NEURONS = [validator, miner, doctor]
+READERS = [audit, check_dataset, compute_loss, leaderboard, status, verdict]
+COMMANDS = [*NEURONS, *READERS, subnet, localnet, profile, scaling, score]
 CHAIN = ["--netuid", "96", "--subtensor.network", "ws://127.0.0.1:9"]
 MINER = [*CHAIN, "--hf_repo_id", "me/data", "--dataset_path", "data.jsonl"]
 
@@ -91,6 +93,24 @@ def test_misspelt_choices_get_a_suggestion() -> None:
     assert "did you mean" not in errors(subnet.main, "xyz")[0]
 
 
+def test_doctor_reports_the_faults_of_both_command_lines() -> None:
+    texts = errors(doctor.main, "--role", "minr", "--ports", "web", "--jso", "--netid", "96")
+    assert [text.rpartition(", ")[2] for text in texts[:3]] == [
+        "did you mean --json?", "did you mean --netuid?", "did you mean miner?",
+    ]  # fmt: skip
+    assert texts[3:] == ["argument --ports: invalid int value: 'web'", "the following arguments are required: --netuid"]
+    assert "--reveal_blocks" in call_main(doctor.main, "--role", "miner", "--help").output
+
+
+def test_doctor_names_all_that_its_neuron_lacks(home: Path) -> None:
+    first, *others = errors(doctor.main, "--role", "miner", "--netuid", "96", "--competition", "gone.yaml")
+    assert first == "the following arguments are required: --hf_repo_id, --dataset_path"
+    assert [text.split(":")[0] for text in others] == [
+        f"no hotkey at {home}/.bittensor/wallets/default/hotkeys/default", "no Hub token",
+        "gone.yaml",
+    ]  # fmt: skip
+
+
 def test_stray_word_is_named() -> None:
     assert errors(status.main, "--state_dir", "x", "y") == ["unexpected word 'y'"]
 
@@ -120,6 +140,21 @@ def test_every_path_of_a_flag_is_expanded(home: Path) -> None:
         for action in actions:
             value = values[action.dest]
             assert {home / "x"} == set(value if isinstance(value, list) else [value]), action.dest
+
+
+def test_tilde_in_words_that_may_be_paths_is_expanded(home: Path) -> None:
+    (home / "rounds").mkdir()
+    (home / "receipt.json").write_text("{}")
+    for main, *words in (
+        (verdict.main, "--hotkey", "5F", "--rounds=~/rounds"),
+        (leaderboard.main, "--out=~/site", "--rounds=~/rounds"),
+        (audit.main, "~/rounds"),
+        (audit.main, "--from=~/rounds"),
+    ):
+        assert errors(main, *words, expected=3) == ["~/rounds: no round file, round-*.jsonl, in this folder or repo"]
+    (text,) = errors(compute_loss.main, "--verify=~/receipt.json", expected=3)
+    assert text.startswith(f"{home}/receipt.json: ") and "cannot be read" not in text
+    assert sorted(path.name for path in home.iterdir() if "~" in path.name) == []
 
 
 def test_default_paths_are_expanded(home: Path) -> None:

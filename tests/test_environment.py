@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from template import cli, files
+from template import files
+from template.arguments import check_home
 from template.errors import ConfigError, HostError
 from template.hub import client
+from template.localnet import __main__ as localnet
+from template.localnet.models import download
 from template.proxies import check_proxies
-from tests.fixtures.network import ROOT
+from tests.fixtures.network import ROOT, call_main
 
 PROXIES = ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "all_proxy", "https_proxy", "http_proxy", "socks_proxy")
 
@@ -79,20 +82,45 @@ def test_user_without_a_passwd_entry_needs_home(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("pwd.getpwuid", find_no_user)
     monkeypatch.delenv("USER", raising=False)
     monkeypatch.setenv("HOME", "/tmp")
-    cli.check_home()
+    check_home()
     assert os.environ.pop("USER") == f"uid{os.getuid()}"
     monkeypatch.delenv("HOME")
     with pytest.raises(ConfigError, match="this user has no home: set HOME"):
-        cli.check_home()
+        check_home()
 
 
-@pytest.mark.parametrize(("word", "status"), [("--help", 0), ("-h", 0), ("--bogus", 2)])
-def test_setup_with_an_argument_installs_nothing(word: str, status: int, tmp_path: Path) -> None:
+def test_local_network_without_a_home_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def find_no_user(uid: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.setattr("pwd.getpwuid", find_no_user)
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    ended = call_main(localnet.main, "--dir", tmp_path / "net", "--port", 0)
+    assert ended.status == 3 and "this user has no home: set HOME" in ended.logs[-1]
+    assert call_main(download.main).status == 3
+    with pytest.raises(ConfigError, match="this user has no home: set HOME, or name the folder with --dir"):
+        download.default_model_dir()
+
+
+SCRIPTS = {
+    "setup": "Make the environment: .venv",
+    "quickstart": "Run a whole competition on this machine",
+    "lock": "Write requirements.lock: ",
+    "test": "Make the environment, check style",
+}
+# Other arguments of test.sh go to pytest.
+PAIRS = [(name, word) for name in SCRIPTS for word in ("--help", "-h", "--bogus")]
+WORDS = [pair for pair in PAIRS if pair != ("test", "--bogus")]
+
+
+@pytest.mark.parametrize(("name", "word"), WORDS)
+def test_script_with_an_argument_does_nothing(name: str, word: str, tmp_path: Path) -> None:
     environment = {**os.environ, "VENV": str(tmp_path / "venv")}
-    command = ["bash", str(ROOT / "scripts" / "setup.sh"), word]
+    command = ["bash", str(ROOT / "scripts" / f"{name}.sh"), word]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == status and done.stdout.startswith("Make the environment: .venv")
-    assert ("unknown argument --bogus" in done.stderr) == (status == 2)
+    assert done.returncode == (2 if word == "--bogus" else 0) and done.stdout.startswith(SCRIPTS[name])
+    assert ("unknown argument --bogus" in done.stderr) == (word == "--bogus")
     assert list(tmp_path.iterdir()) == []
 
 

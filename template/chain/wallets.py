@@ -1,7 +1,9 @@
 """Wallets that sign without a prompt, and the verification of their signatures."""
 
+import functools
 import os
 import re
+import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from template.errors import ConfigError
 
 Wallet = bt.Wallet
 
+_UNLOCKING = threading.Lock()
 _SIGNATURE = re.compile(r"[0-9a-f]{128}")
 
 
@@ -40,6 +43,26 @@ def open_wallet(name: str, hotkey: str, path: str | Path) -> Wallet:
     if key.crypto_type != sp_core.CRYPTO_SR25519:
         raise ConfigError(f"--wallet.hotkey {hotkey} must be an sr25519 key")
     return wallet
+
+
+def open_wallet_once(name: str, hotkey: str, path: Path) -> Wallet:
+    """Open a wallet as `open_wallet` does, and keep it: to unlock an encrypted hotkey takes seconds.
+
+    A command checks the wallet before its work opens it, and `doctor` does both at the same time. Raises: ConfigError.
+    """
+    with _UNLOCKING:
+        opened = _open(name, hotkey, path)
+    if isinstance(opened, ConfigError):
+        raise opened
+    return opened
+
+
+@functools.cache
+def _open(name: str, hotkey: str, path: Path) -> Wallet | ConfigError:
+    try:
+        return open_wallet(name, hotkey, path)
+    except ConfigError as error:
+        return error
 
 
 @dataclass(frozen=True)

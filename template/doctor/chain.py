@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from template import cli
-from template.chain.client import Chain, Wallet, open_wallet
+from template.chain.client import Chain, Wallet
 from template.chain.endpoints import Endpoints
 from template.chain.wallets import PublicWallet, open_public_wallet
 from template.chain_records import ChainView
@@ -37,7 +37,7 @@ def check_chain(setup: Setup) -> Iterator[Finding]:
             if wallet is not None:
                 yield _check_registration(setup, view, chain.hotkey)
                 if chain.hotkey in view.by_hotkey and setup.sets_weights:
-                    yield _check_permit(chain, view)
+                    yield _check_permit(setup, chain, view)
     except ConfigError as error:
         yield from_error("subnet", error, "`btcli subnets list` shows the subnets")
     except RemoteError as error:
@@ -49,11 +49,10 @@ def _open_wallet(setup: Setup) -> tuple[Wallet | PublicWallet | None, Finding | 
     args = setup.args
     if setup.is_offline:
         return None, None
-    names = (args.wallet_name, args.wallet_hotkey, args.wallet_path)
     try:
-        return open_wallet(*names), None
+        return cli.open_wallet(args), None
     except ConfigError as error:
-        public = open_public_wallet(*names)
+        public = open_public_wallet(args.wallet_name, args.wallet_hotkey, args.wallet_path)
         remedy = "" if public else f"`btcli wallet list --wallet-path {args.wallet_path}` shows the wallets"
         return public, from_error("wallet", error, remedy)
 
@@ -65,15 +64,28 @@ def _check_registration(setup: Setup, view: ChainView, hotkey: str) -> Finding:
     advice = ": register it, or use --offline" if setup.role is Role.VALIDATOR else ""
     error = ConfigError(f"the hotkey {hotkey} is not on netuid {view.netuid}{advice}")
     wallet = f"--wallet {args.wallet_name} --wallet-hotkey {args.wallet_hotkey}"
-    return from_error("registration", error, f"btcli subnets register --netuid {view.netuid} {wallet}")
+    typed = f"btcli subnets register --netuid {view.netuid} {wallet}"
+    return from_error("registration", error, _on_network(setup, typed))
 
 
-def _check_permit(chain: Chain, view: ChainView) -> Finding:
+def _on_network(setup: Setup, command: str) -> str:
+    """Add the network and the wallets' folder to a btcli command, unless they are btcli's own: it spends TAO there."""
+    args = setup.args
+    if args.network != "finney":
+        command += f" --network {args.network}"
+    if args.wallet_path != cli.DEFAULT_WALLETS.expanduser():
+        command += f" --wallet-path {args.wallet_path}"
+    return command
+
+
+def _check_permit(setup: Setup, chain: Chain, view: ChainView) -> Finding:
     """Check that the chain would count weights. Raises: RemoteError."""
     rejection = chain.prepare_weights({neuron.uid: 1.0 for neuron in view.neurons}).rejection
     if rejection is None:
         return passed("permit", "the chain would count this hotkey's weights")
     remedy = REMEDIES.get(rejection.error or "", "").format(netuid=view.netuid, hotkey=chain.hotkey)
+    if remedy.startswith("btcli "):
+        remedy = _on_network(setup, remedy)
     return failed("permit", rejection.message, remedy)
 
 

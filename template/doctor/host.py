@@ -1,10 +1,10 @@
 """Check disk, temporary folder, ports, model and device of this machine."""
 
 import shutil
-import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from template.arguments import check_port
 from template.config import load_training_args
 from template.data.chat_templates import template_for
 from template.doctor.findings import Finding, failed, from_error, passed, warned
@@ -53,17 +53,12 @@ def check_temporary_folder() -> Iterator[Finding]:
 def check_ports(ports: Sequence[int]) -> Iterator[Finding]:
     """Check that nothing uses the ports."""
     for port in ports:
-        with socket.socket() as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                listener.bind(("127.0.0.1", port))
-            except (OSError, OverflowError) as error:
-                reason = getattr(error, "strerror", None) or str(error)
-                yield failed(
-                    "port", f"{port}: {reason}", f"`ss -ltnp sport = :{port}` shows its process; choose another"
-                )
-            else:
-                yield passed("port", f"{port} is free")
+        try:
+            check_port("--ports", port)
+        except ConfigError as error:
+            yield from_error("port", error)
+        else:
+            yield passed("port", f"{port} is free")
 
 
 def check_model(setup: Setup, *, has_digest: bool = False) -> Iterator[Finding]:

@@ -15,9 +15,7 @@ docs/hub.md.
 import argparse
 import shutil
 import signal
-import socket
 import sys
-import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,8 +23,9 @@ from typing import TYPE_CHECKING
 
 from loguru import logger
 
-from template.arguments import Parser
-from template.errors import ConfigError, SubnetError
+from template.arguments import Parser, check_home, check_port
+from template.errors import SubnetError
+from template.stop_request import StopRequest
 from template.telemetry.logging import configure_logging, quiet_libraries
 
 if TYPE_CHECKING:
@@ -85,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     configure_logging(is_debug=args.is_debug)
     quiet_libraries()
     try:
+        check_home()
         return serve(args)
     except SubnetError as error:
         logger.error("{}", error)
@@ -95,8 +95,10 @@ def serve(args: argparse.Namespace) -> int:
     """Create the network, log where it is, and wait for a signal."""
     from template.localnet.node.server import NodeServer
 
-    _check_port(args.port)
-    stop = threading.Event()
+    check_port("--port", args.port)
+    if args.sample is not None:
+        check_port("--hub_port", args.hub_port)
+    stop = StopRequest()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     is_new = not args.dir.exists()
@@ -115,14 +117,6 @@ def serve(args: argparse.Namespace) -> int:
             logger.info("  {}={}", name, value)
         stop.wait()
     return 0
-
-
-def _check_port(port: int) -> None:
-    """Raise ConfigError for a port in use, before the folder is made."""
-    try:
-        socket.create_server(("127.0.0.1", port)).close()
-    except (OSError, OverflowError) as error:
-        raise ConfigError(f"--port {port} cannot be used: {error}. Name another one, or 0 for a free one") from error
 
 
 def _create(args: argparse.Namespace, stack: ExitStack) -> "LocalNet":

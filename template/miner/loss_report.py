@@ -3,11 +3,15 @@
 import dataclasses
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import RenderableType
+from rich.text import Text
+
 from template.competition import Competition, Incentives
+from template.console import GOOD, make_grid, make_table
 from template.miner.committed import CommittedDataset
 from template.miner.compare import CONFIDENCE, MAX_SEEDS, Finding, PairedComparison
 from template.records import ContentKey, Rank, TrainResult
@@ -149,6 +153,31 @@ def describe_paired(
     lines.append(f"difference  {paired.mean:+.6f} (standard error {paired.standard_error:.6f})")
     lines.append(f"interval    {low:+.6f} to {high:+.6f} ({CONFIDENCE:.0%}, Student's t over {len(results[0])} seeds)")
     return "\n".join([*lines, conclude(paired)])
+
+
+def paired_tables(
+    paired: PairedComparison, results: tuple[list[TrainResult], list[TrainResult]], paths: Sequence[Path]
+) -> Iterator[RenderableType]:
+    """Yield what a terminal shows of the comparison. The lower loss is green."""
+    yield make_grid([("A", str(paths[0]), ""), ("B", str(paths[1]), "")], indent=0)
+    columns = ("lucky_num", "A", "B", "B - A")
+    table = make_table(*columns, numbers=columns)
+    means = [statistics.fmean(result.loss for result in side) for side in results]
+    pairs = [(str(a.lucky_num), a.loss, b.loss) for a, b in zip(*results, strict=True)]
+    for name, a, b in [*pairs, ("mean", means[0], means[1])]:
+        styles = (GOOD if a < b else "", GOOD if b < a else "")
+        cells = (Text(f"{loss:.6f}", style) for loss, style in zip((a, b), styles, strict=True))
+        table.add_row(name, *cells, f"{b - a:+.6f}", end_section=name == pairs[-1][0])
+    low, high = paired.interval
+    yield from ("", table, "")
+    yield make_grid(
+        [
+            ("difference", f"{paired.mean:+.6f} (standard error {paired.standard_error:.6f})", ""),
+            ("interval", f"{low:+.6f} to {high:+.6f} ({CONFIDENCE:.0%}, Student's t over {len(pairs)} seeds)", ""),
+        ],
+        indent=0,
+    )
+    yield Text(conclude(paired), style="bold")
 
 
 def conclude(paired: PairedComparison) -> str:

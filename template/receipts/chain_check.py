@@ -49,7 +49,7 @@ def check_entries(header: RoundHeader, checked: CheckedRound, chain: AuditChain)
             (Kind.ENTRY, "commitment", line.entry, entry.key.commitment),
             (Kind.ENTRY, "uid", line.uid, entry.uid),
             (Kind.ENTRY, "registration block", line.registration_block, entry.registration_block),
-            # An entry that stays has the commit block of its first commitment, in both places.
+            # An entry that stays has the blocks of its first commitment.
             (Kind.ENTRY, "block", line.block, line.block if is_sealed else entry.reveal_block),
             (Kind.RANK, "commit block", line.commit_block, min(line.commit_block, entry.commit_block)
              if is_sealed else entry.commit_block),

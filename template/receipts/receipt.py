@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 
 from template.competition import Competition
 from template.records import LOCATION, TrainResult
-from template.serialization import canonical_json, parse_object, read_record
+from template.serialization import canonical_json, parse_object, read_record, without_format
 
 # Two losses are comparable only when these are equal. The values name them in a sentence.
 _INPUTS = {
@@ -60,7 +60,7 @@ class SignedRecord:
     def from_json(cls, text: str | bytes, source: str) -> Self:
         """Parse a record; `source` names its origin in errors. Raises: ConfigError."""
         content = parse_object(text, cls.FORMAT, source)
-        record = read_record(cls, content, source)
+        record = read_record(cls, content, source, text=without_format(text, cls.FORMAT))
         object.__setattr__(record, "_read", content)
         return record
 

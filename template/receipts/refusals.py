@@ -146,7 +146,7 @@ class RefusalCheck:
                 findings.append(Finding(Kind.COPY, text))
             else:
                 # Rows of earlier datasets do not count, and not all of them are in this file.
-                self.notes.append(f"{text}, whose file came later")
+                self.notes.append(f"{text}, which came late or was sealed")
         return findings
 
     def _check_waiting(self, line: TableLine, header: RoundHeader, checked: CheckedRound) -> Iterator[Finding]:
@@ -226,7 +226,8 @@ class RefusalCheck:
             new = (rows & set(original.row_keys)) - self._rows_before(promised, header, checked)
             if len(new) <= allowed:
                 text = f"{len(new)} of the shared rows were in no dataset before the commitment of {hotkey}"
-                yield Finding(Kind.REFUSAL, f"{where} of a file that came later: {text}; {allowed} are allowed")
+                text = f"of a dataset that came late or was sealed: {text}; {allowed} are allowed"
+                yield Finding(Kind.REFUSAL, f"{where} {text}")
 
     def _rows_before(self, rank: Rank, header: RoundHeader, checked: CheckedRound) -> set[bytes]:
         """Return the rows that other datasets of the table had in public before a rank."""

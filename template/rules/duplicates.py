@@ -18,8 +18,8 @@ MAX_VERSIONS = 8
 class Candidate:
     """A dataset that passed every other rule.
 
-    rank: from the block at which its rows were first public. promised: from the commitment to a file that came later,
-    None for a file that was there. is_former: another dataset took its place, and it makes no later one a duplicate.
+    rank: from the block at which its rows were first public. promised: from the commitment, if that was sealed or its
+    file came later, else None. is_former: another dataset took its place, and it makes no later one a duplicate.
     """
 
     hotkey: str
@@ -56,9 +56,9 @@ def max_shared(row_count: int) -> int:
 
 
 def public_ranks(public: Rank, period: int) -> tuple[Rank, Rank | None]:
-    """Return the rank of a dataset's rows, and that of the commitment if its file came late.
+    """Return the rank of a dataset's rows, and that of the commitment if it was sealed or its file came late.
 
-    Among datasets of one aligned block, a late file is the last: it may have been uploaded because of another.
+    Among datasets of one aligned block, such a dataset is the last: it may have been shown because of another.
     public: block from which the rows were public, and commit block.
     """
     promised = public._replace(block=align(public.commit_block, period))
@@ -74,9 +74,9 @@ def match_duplicates(candidates: Iterable[Candidate]) -> dict[ContentKey, Duplic
     dataset of the same hotkey. Include earlier versions of each hotkey's dataset: it is public once committed, and a
     duplicate of the first version would otherwise be earlier than the author's second version.
 
-    A file that came late is compared twice. Rows that no candidate had before its commitment are its own from there on:
-    only its author can have known them. The others count from its arrival, so nobody can collect public rows in a
-    hidden file, and show it when another has published the same ones.
+    A sealed dataset, and one whose file came late, is compared twice. Rows that no candidate had before its commitment
+    are its own from there on: only its author can have known them. The others count from the reveal or arrival, so
+    nobody can collect public rows in secret, and show them when another has published the same ones.
 
     Rows repeated within a candidate count once. The order of `candidates` does not matter. An index by row counts
     shared rows with all originals at once, so the cost does not grow with near misses.
@@ -123,7 +123,7 @@ def match_duplicates(candidates: Iterable[Candidate]) -> dict[ContentKey, Duplic
 
 
 def _by_rank(candidates: Iterable[Candidate]) -> list[tuple[Candidate, bool]]:
-    """Return the candidates by rank, and each late file's commitment, which is marked."""
+    """Return the candidates by rank, and the commitment of each late or sealed one, which is marked."""
     ranked: list[tuple[Candidate, bool]] = []
     for candidate in candidates:
         ranked.append((candidate, False))

@@ -116,7 +116,7 @@ def keep_sealed(
                 stand.key,
                 competition.id,
                 uid=neuron.uid,
-                reveal_block=stand.commit_block,
+                reveal_block=stand.reveal_block,
                 commit_block=stand.commit_block,
                 registration_block=neuron.registration_block,
             )

@@ -20,9 +20,9 @@ class Version:
     """A dataset of a hotkey in one registration.
 
     key: its newest commitment. first_block: of its first stand.
-    public_block, public_commit_block: of the first stand of these rows; they decide who copied whom. rank_block: from
-    which it counts. seed_block: from which its evaluations have their seeds. is_counted: False if it was replaced
-    before it counted, or is to count later.
+    public_block, public_commit_block: of the first stand of these rows; they decide who copied whom. public_block: not
+    before the reveal of a sealed one. rank_block: from which it counts. seed_block: from which its evaluations have
+    their seeds. is_counted: False if it was replaced before it counted, or is to count later.
     """
 
     key: SubmissionKey
@@ -80,6 +80,7 @@ def extend_stands(
                 first_block=last.first_block if last else first_block,
                 last_block=max(block, last.last_block) if last else block,
                 commit_block=last.commit_block if last else entry.commit_block,
+                reveal_block=last.reveal_block if last else entry.reveal_block,
                 registration_block=entry.registration_block,
                 missing_block=block if is_missing else last.missing_block if last else 0,
             )
@@ -102,7 +103,7 @@ def stands_at(stands: Iterable[Stand], block: int) -> list[Stand]:
     return [
         dataclasses.replace(stand, last_block=block) if stand.last_block > block else stand
         for stand in stands
-        if stand.first_block <= block
+        if max(stand.first_block, stand.reveal_block) <= block
     ]
 
 
@@ -144,7 +145,8 @@ def _is_continued(last: Version, stand: Stand, digest: str, period: int) -> bool
 def _make_version(stand: Stand, digest: str, same: Sequence[Version], *, earliest: int, period: int) -> Version:
     """Make the version of a stand. same: earlier versions with the same rows."""
     is_late = stand.missing_block > 0
-    public_block = max(stand.first_block, stand.missing_block + period if is_late else 0)
+    revealed = align(stand.reveal_block, period)
+    public_block = max(stand.first_block, revealed, stand.missing_block + period if is_late else 0)
     block = max(stand.first_block, stand.missing_block + 2 * period if is_late else 0)
     rank_block = max(block, earliest)
     return Version(

@@ -104,7 +104,7 @@ def make_table(inputs: Inputs) -> Table:
 def _make_candidates(versions: Sequence[tuple[bool, Version]], inputs: Inputs) -> dict[ContentKey, Candidate]:
     """Return the datasets that are compared: confirmed ones, and versions.
 
-    A version whose place another dataset took matters only for files that came late.
+    A version whose place another dataset took matters only for files that came late and sealed commitments.
     versions: each after whether another dataset took its place.
     """
     period, confirmed = inputs.incentives.blocks_per_epoch, inputs.confirmed

@@ -4,7 +4,6 @@ import csv
 import functools
 import io
 import json
-import re
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from typing import Any
@@ -14,13 +13,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from template.constants import BLOCK_S
 from template.receipts.sources import is_hotkey
 from template.site.words import CONFIRMED
-from template.terminal import escape_line, format_duration
+from template.terminal import escape_formula, escape_line, format_duration
 
 # Of all scripts and styles. There is no other source, so a page asks for nothing that leaves the machine.
 ASSETS = ("site.css", "site.js", "charts.js", "icon.svg", "uPlot.iife.min.js", "uPlot.min.css", "uPlot-LICENSE.txt")
-
-# What a spreadsheet takes for a formula at the start of a cell.
-_FORMULA = re.compile(r"[=+\-@\t\r\n]")
 
 
 def plain(text: str) -> str:
@@ -81,8 +77,14 @@ def read_asset(name: str) -> bytes:
 
 def script(name: str, value: object) -> bytes:
     """Return a script that sets `window.NAME`: pages opened as files may not fetch JSON."""
-    text = json.dumps(_plain_texts(value), separators=(",", ":"), allow_nan=False)
+    text = _json(value)
+    if "\\" in text or not text.isprintable():
+        text = _json(_plain_texts(value))
     return f"window.{name}={text};\n".encode()
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
 
 
 def _plain_texts(value: Any) -> Any:
@@ -107,5 +109,4 @@ def table_csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes
 def _cell(value: object) -> object:
     if not isinstance(value, str):
         return "" if value is None else value
-    text = plain(value)
-    return f"'{text}" if _FORMULA.match(text) else text
+    return escape_formula(value)

@@ -121,7 +121,7 @@ def weights_outcome(header: RoundHeader) -> str:
     own = [line for line in header.weights if not line.is_repeat]
     last = next(reversed([line for line in own if line.is_accepted] or own), None)
     if last is not None:
-        return _outcome(last)
+        return _outcome(last) + _name_burn(last, header)
     repeats = [line for line in header.weights if line.is_accepted]
     if repeats:
         return f"Earlier weights were submitted again, in block {repeats[-1].included_block or repeats[-1].block}."
@@ -134,6 +134,16 @@ def _outcome(line: WeightsLine) -> str:
     if line.is_accepted is None:
         return f"Submitted in block {line.block}; the outcome was not known yet."
     return f"The chain refused them in block {line.block}: {line.error}."
+
+
+def _name_burn(line: WeightsLine, header: RoundHeader) -> str:
+    """Name the hotkey that gets everything where no dataset is paid: the file cannot tell whether it is the owner's."""
+    if not line.is_accepted or len(line.shares) != 1 or any(row.weight > 0.0 for row in header.table):
+        return ""
+    return (
+        f" No dataset of this round is paid: all weight is for {next(iter(line.shares))}. If that is the subnet owner's"
+        " hotkey, the chain burns it."
+    )
 
 
 def paid_since(hotkey: str, headers: Iterator[RoundHeader]) -> int | None:

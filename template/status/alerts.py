@@ -5,7 +5,8 @@ import json
 import threading
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -92,3 +93,16 @@ def watch(alerter: Alerter, state_dir: Path, *, is_over: threading.Event) -> Non
                 alerter.report(find_problems(status, limits), now)
         except SubnetError as error:
             logger.warning("no look at the validator's health: {}", error)
+
+
+@contextmanager
+def watching(alerter: Alerter | None, state_dir: Path) -> Iterator[None]:
+    """Post the validator's problems during the block."""
+    is_over = threading.Event()
+    if alerter is not None:
+        # A daemon: a post that hangs does not hold up the end.
+        threading.Thread(target=watch, args=(alerter, state_dir), kwargs={"is_over": is_over}, daemon=True).start()
+    try:
+        yield
+    finally:
+        is_over.set()

@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 
-from rich import box
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
+from template.console import BAD, OPEN, make_table, verdict_style
 from template.constants import BLOCK_S
 from template.records import (
     Entry,
@@ -26,6 +27,7 @@ from template.terminal import describe_verdict, escape, escape_cell, format_dura
 _MAX_CAUSES = 10
 _NUMBERS = ("runs", "mean", "spread", "loss", "score", "credit", "weight")
 _MAX_CHARS = 600
+_STYLES = {"PROBLEM": BAD, "warning": OPEN}
 
 Lines = Iterator[tuple[str, str]]
 """Label and text of each line."""
@@ -42,7 +44,8 @@ def print_status(status: Status, console: Console, *, max_rows: int | None = 20)
     ):
         grid, last_label = Table.grid(Column(no_wrap=True), Column(overflow="fold"), padding=(0, 2)), ""
         for label, text in lines:
-            grid.add_row(f"{'' if label == last_label else label:<10}", escape(text)[:_MAX_CHARS])
+            style = _STYLES.get(label, "")
+            grid.add_row(f"{'' if label == last_label else label:<10}", Text(escape(text)[:_MAX_CHARS], style=style))
             last_label = label
         console.print(grid, "")
     newest, current = status.newest, status.current
@@ -56,15 +59,13 @@ def print_status(status: Status, console: Console, *, max_rows: int | None = 20)
 
 def _print_round(status: Status, current: Round, console: Console, max_rows: int | None) -> None:
     rows = status.standings[:max_rows]
-    texts = [Column(name, overflow="fold") for name in ("hotkey", "uid", "dataset", "verdict")]
-    numbers = [Column(name, no_wrap=True, justify="right") for name in _NUMBERS]
-    table = Table(*texts, *numbers, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
+    table = make_table("hotkey", "uid", "dataset", "verdict", *_NUMBERS, numbers=_NUMBERS)
     for row in rows:
         table.add_row(
             _short(row.key.hotkey),
             str(row.uid),
             escape_cell(row.key.commitment.split(":", 1)[0], 40),
-            describe_verdict(row, status.ledger),
+            _styled_verdict(row, status.ledger),
             str(row.runs),
             *("-" if loss is None else f"{loss:.6f}" for loss in (row.mean, row.spread, row.loss)),
             *(f"{value:.4f}" for value in (row.score, row.credit, row.weight)),
@@ -80,6 +81,11 @@ def _print_round(status: Status, current: Round, console: Console, max_rows: int
             console.print(f"{_short(row.key.hotkey)}: {escape(row.message)}", soft_wrap=True)
     console.print(_ledger_line(status.ledger), soft_wrap=True)
     console.print(f"weights: {escape(_round_weights(status))}", soft_wrap=True)
+
+
+def _styled_verdict(row: LeaderboardRow, ledger: Sequence[LedgerLine]) -> Text:
+    verdict = describe_verdict(row, ledger)
+    return Text(verdict, style=verdict_style(verdict))
 
 
 def _ledger_line(ledger: Sequence[LedgerLine]) -> str:

@@ -38,7 +38,7 @@ class Status:
     one, with its own newest_intents and retry states. current: the last round with a leaderboard, with its own
     standings, ledger and intents. recent: weights of the last rounds, oldest first. accepted: the last accepted
     weights, however old. disk: bytes by kind of file. free_bytes: on the volume of the state. runs: starts of the
-    validator, newest first.
+    validator, newest first. evaluated: number and seconds of all recorded evaluations.
     """
 
     now: float
@@ -59,6 +59,7 @@ class Status:
     disk: Mapping[str, int]
     free_bytes: int
     runs: Sequence[Run] = ()
+    evaluated: tuple[int, float] = (0, 0.0)
 
     @property
     def refused(self) -> WeightIntent | None:
@@ -160,6 +161,7 @@ def read_status(state_dir: Path, now: float, *, measures_disk: bool = True) -> S
             disk=measure_disk(state_dir) if measures_disk else {},
             free_bytes=_free_bytes(state_dir),
             runs=store.runs(),
+            evaluated=store.evaluation_totals(),
         )
 
 

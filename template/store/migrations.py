@@ -162,11 +162,24 @@ def m005_subnet(execute: Execute) -> None:
     )
 
 
+def m006_reveals(execute: Execute) -> None:
+    """Add the reveal block of each stand.
+
+    It is recorded for a day, and for each hotkey's newest sealed commitment; all others count as plain ones.
+    """
+    execute("ALTER TABLE stands ADD COLUMN reveal_block INTEGER NOT NULL DEFAULT 0")
+    execute(
+        "UPDATE stands SET reveal_block = coalesce((SELECT max(openings.reveal_block) FROM openings"
+        " WHERE openings.hotkey = stands.hotkey AND openings.commit_block = stands.commit_block), commit_block)"
+    )
+
+
 MIGRATIONS: tuple[Callable[[Execute], None], ...] = (
     m001_initial,
     m002_snapshots,
     m003_game,
     m004_operation,
     m005_subnet,
+    m006_reveals,
 )
 """The schema version is the number of migrations that a file has had."""

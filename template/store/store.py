@@ -41,3 +41,8 @@ class StatusStore(Store):
         config = self.current_config()
         query = "SELECT seconds FROM evaluations WHERE contest_id = ? ORDER BY finished_at DESC LIMIT ?"
         return [] if config is None else [float(row["seconds"]) for row in self.rows(query, config[0].id, count)]
+
+    def evaluation_totals(self) -> tuple[int, float]:
+        """Return the number of all recorded evaluations and their seconds."""
+        (row,) = self.rows("SELECT count(*) AS number, total(seconds) AS seconds FROM evaluations")
+        return int(row["number"]), float(row["seconds"])

@@ -74,15 +74,16 @@ class SubmissionTables(StateFile):
     def stands(self) -> dict[str, list[Stand]]:
         """Return the stands of each hotkey, oldest first."""
         stands: dict[str, list[Stand]] = {}
-        for hotkey, text, first, last, commit, registration, missing in self.rows(
-            "SELECT hotkey, entry, first_block, last_block, commit_block, registration_block, missing_block FROM stands"
-            " ORDER BY first_block"
+        for hotkey, text, first, last, commit, registration, missing, reveal in self.rows(
+            "SELECT hotkey, entry, first_block, last_block, commit_block, registration_block, missing_block,"
+            " reveal_block FROM stands ORDER BY first_block"
         ):
             stand = Stand(
                 key=SubmissionKey(hotkey, text),
                 first_block=first,
                 last_block=last,
                 commit_block=commit,
+                reveal_block=reveal,
                 registration_block=registration,
                 missing_block=missing,
             )
@@ -345,11 +346,11 @@ def _split_keys(blob: bytes, key_bytes: int) -> tuple[bytes, ...]:
 
 def _insert_stands(db: sqlite3.Connection, stands: Iterable[Stand]) -> None:
     db.executemany(
-        f"INSERT OR REPLACE INTO stands VALUES ({placeholders(7)})",
+        f"INSERT OR REPLACE INTO stands VALUES ({placeholders(8)})",
         [
             (
                 *stand.key, stand.first_block, stand.last_block, stand.commit_block, stand.registration_block,
-                stand.missing_block,
+                stand.missing_block, stand.reveal_block,
             )
             for stand in stands
         ],

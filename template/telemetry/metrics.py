@@ -3,15 +3,22 @@
 from collections import Counter
 from statistics import median
 
-from template.records import Metrics, RoundReport
+from template.records import Metrics, RoundReport, SubmissionKey
 from template.terminal import describe_verdict
 
-STEP_METRICS = {"live/*": "live/block", "round/*": "round/start_block"}
+STEP_METRICS = {"live/*": "live/block", "round/*": "round/start_block", "miner/*": "round/start_block"}
 """The x-axis of the metrics that match a pattern."""
-TABLE_COLUMNS = (
-    *("hotkey", "uid", "repo", "verdict", "runs", "mean", "spread", "loss", "score", "credit", "weight", "seconds"),
-)
 
+Cell = str | float | None
+
+LEADERBOARD_COLUMNS = (
+    *("hotkey", "uid", "repo", "commit", "verdict", "why", "runs"),
+    *("mean", "spread", "loss", "score", "credit", "weight", "seconds"),
+)
+EVALUATION_COLUMNS = ("hotkey", "repo", "commit", "number", "seed", "seed_block", "loss", "seconds", "receipt")
+
+# Best datasets of a round that have a chart of their own.
+_MINERS = 10
 _RANKS = (1, 2, 5, 10)
 
 
@@ -42,7 +49,7 @@ def round_metrics(report: RoundReport) -> dict[str, float]:
     metrics: dict[str, float] = {
         "round/start_block": report.round.start_block,
         "round/id": report.round.id,
-        "round/scored_now": len(report.seconds),
+        "round/scored_now": len(report.results),
     }
     for verdict, count in Counter(describe_verdict(row, report.ledger) for row in report.leaderboard).items():
         metrics[f"round/verdicts/{verdict}"] = count
@@ -62,14 +69,28 @@ def round_metrics(report: RoundReport) -> dict[str, float]:
     return metrics
 
 
-def table_rows(report: RoundReport) -> list[list[str | float | None]]:
-    """Return the leaderboard by `TABLE_COLUMNS`; seconds are of this round only."""
+def miner_metrics(report: RoundReport) -> dict[str, float]:
+    """Return loss and weight of the best miners, a chart for each."""
+    evaluated = [row for row in report.leaderboard if row.loss is not None and row.reason is None]
+    metrics: dict[str, float] = {}
+    for row in evaluated[:_MINERS]:
+        assert row.loss is not None
+        metrics |= {f"miner/{row.hotkey[:8]}/loss": row.loss, f"miner/{row.hotkey[:8]}/weight": row.weight}
+    return metrics
+
+
+def leaderboard_rows(report: RoundReport) -> list[list[Cell]]:
+    """Return the leaderboard by `LEADERBOARD_COLUMNS`; seconds are of this round only."""
+    seconds: dict[str, float] = {}
+    for run, result in report.results.items():
+        seconds[run.key.hotkey] = seconds.get(run.key.hotkey, 0.0) + result.seconds
     return [
         [
             row.key.hotkey,
             row.uid,
-            row.key.commitment.split(":")[0],
+            *_repo_and_commit(row.key),
             describe_verdict(row, report.ledger),
+            row.message,
             row.runs,
             row.mean,
             row.spread,
@@ -77,7 +98,28 @@ def table_rows(report: RoundReport) -> list[list[str | float | None]]:
             row.score,
             row.credit,
             row.weight,
-            report.seconds.get(row.key.hotkey),
+            seconds.get(row.key.hotkey),
         ]
         for row in report.leaderboard
     ]
+
+
+def evaluation_rows(report: RoundReport) -> list[list[Cell]]:
+    """Return the round's evaluations by `EVALUATION_COLUMNS`; one that is not done has no loss."""
+    return [
+        [
+            run.key.hotkey,
+            *_repo_and_commit(run.key),
+            run.number,
+            run.lucky_num,
+            run.seed_block,
+            *((result.loss, result.seconds, result.receipt_digest) if result else (None, None, None)),
+        ]
+        for run in report.round.evaluations or ()
+        for result in (report.results.get(run),)
+    ]
+
+
+def _repo_and_commit(key: SubmissionKey) -> tuple[str, str]:
+    repo, _, rest = key.commitment.partition(":")
+    return repo, rest.rpartition(":")[2]

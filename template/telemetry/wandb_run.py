@@ -93,19 +93,26 @@ def open_run(request: Mapping[str, Any]) -> "wandb.Run":
         # A supervisor's signal to all processes ends wandb's service, which then loses unwritten records.
         x_transaction_log_flush_interval=1.0,
     )
-    run = wandb.init(**request["run"], mode="offline" if is_offline else "online", resume="allow", settings=settings)
+    run = wandb.init(
+        **request["run"],
+        mode="offline" if is_offline else "online",
+        resume="allow",
+        # Of a new release, or of other flags.
+        allow_val_change=True,
+        settings=settings,
+    )
     for pattern, step in request["step_metrics"].items():
         run.define_metric(pattern, step_metric=step)
     return run
 
 
 def log(run: "wandb.Run", request: Mapping[str, Any]) -> None:
-    """Log metrics, table and file. Raises when wandb's service does not answer."""
+    """Log metrics, tables and file. Raises when wandb's service does not answer."""
     import wandb
 
     values = dict(request["metrics"])
-    if "rows" in request:
-        values["round/standings"] = wandb.Table(columns=request["columns"], data=request["rows"])
+    for name, (columns, *rows) in request.get("tables", {}).items():
+        values[name] = wandb.Table(columns=columns, data=rows)
     run.log(values)
     if "file" in request and Path(request["file"]).is_file():
         artifact = wandb.Artifact(request["artifact"], type="receipts")

@@ -1,4 +1,8 @@
-"""Report a validator to wandb, one run per UTC day, without waiting for it.
+"""Report a validator to wandb, without waiting for it.
+
+All reports whose losses can be compared go to one run, whose charts so span weeks. The run is resumed by its id at
+every start and every UTC day, so that its files on this machine do not grow without end.
+
 
 Reports wait in a bounded queue for a thread, which passes them to the process that holds the run
 (`template.telemetry.wandb_run`). When wandb fails, the operator sees one warning an hour, and the run is opened again.
@@ -15,7 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from queue import SimpleQueue
@@ -23,11 +27,23 @@ from typing import Any
 
 from loguru import logger
 
+from template.constants import LOSS_VERSION
 from template.errors import RemoteError
 from template.records import Metrics, RoundReport
-from template.telemetry.metrics import STEP_METRICS, TABLE_COLUMNS, live_metrics, round_metrics, table_rows
+from template.telemetry.metrics import (
+    EVALUATION_COLUMNS,
+    LEADERBOARD_COLUMNS,
+    STEP_METRICS,
+    Cell,
+    evaluation_rows,
+    leaderboard_rows,
+    live_metrics,
+    miner_metrics,
+    round_metrics,
+)
 from template.telemetry.redaction import child_environment
 from template.telemetry.wandb_run import child_processes
+from template.terminal import escape_formula, escape_markup
 
 MAX_WAITING = 256  # reports while wandb is unavailable; metrics take half at most, so that rounds find room
 REQUEST_TIMEOUT_S = 60  # for wandb's service to take a report, or it is replaced
@@ -59,19 +75,27 @@ class TrackerConfig:
     netuid: int
     version: str
     folder: Path  # of all files of wandb
-    keep_days: float = 30.0  # for files of earlier runs
+    keep_days: float = 30.0  # for files of earlier days
+    competition: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)  # shown with the run
 
-    def run_settings(self, day: str) -> dict[str, Any]:
-        """Return the arguments of `wandb.init`; the same day resumes the same run."""
-        identity = [self.hotkey, str(self.netuid), self.version, day]
+    def run_settings(self) -> dict[str, Any]:
+        """Return the arguments of `wandb.init`. One id for all losses that can be compared."""
+        identity = [self.hotkey, str(self.netuid), self.competition, str(LOSS_VERSION)]
         return {
             "dir": str(self.folder.resolve()),
             "project": self.project,
             "entity": self.entity,
             "id": hashlib.sha256("\n".join(identity).encode()).hexdigest()[:32],
-            "name": f"{self.hotkey[:8]}-{self.version}-{day}",
+            "name": f"{self.hotkey[:8]}-{self.netuid}-{self.competition}",
             "group": self.hotkey,
-            "config": {"hotkey": self.hotkey, "netuid": self.netuid, "version": self.version, "day": day},
+            "config": {
+                "hotkey": self.hotkey,
+                "netuid": self.netuid,
+                "version": self.version,
+                "loss_version": LOSS_VERSION,
+                **self.settings,
+            },
         }
 
 
@@ -188,13 +212,25 @@ class WandbTracker(Tracker):
         self._put({"metrics": live_metrics(metrics)}, tries=1, room=MAX_WAITING // 2)
 
     def report_round(self, report: RoundReport) -> None:
-        rows = [[self._redact(cell) if isinstance(cell, str) else cell for cell in row] for row in table_rows(report)]
-        request: dict[str, Any] = {"metrics": round_metrics(report), "columns": TABLE_COLUMNS, "rows": rows}
+        request: dict[str, Any] = {
+            "metrics": {**round_metrics(report), **miner_metrics(report)},
+            "tables": {
+                "round/standings": [LEADERBOARD_COLUMNS, *self._harmless(leaderboard_rows(report))],
+                "round/evaluations": [EVALUATION_COLUMNS, *self._harmless(evaluation_rows(report))],
+            },
+        }
         if report.round_file is not None:
             # The run's process has another working directory.
             request["file"] = str(Path(report.round_file).resolve())
             request["artifact"] = f"receipts-{self._config.hotkey[:8]}"
         self._put(request, tries=_ROUND_TRIES, room=MAX_WAITING)
+
+    def _harmless(self, rows: list[list[Cell]]) -> list[list[Cell]]:
+        """Remove secrets, and escape what a table's reader could take for a formula or for markup."""
+        return [
+            [escape_markup(escape_formula(self._redact(cell))) if isinstance(cell, str) else cell for cell in row]
+            for row in rows
+        ]
 
     def close(self, *, timeout_s: float = 10.0) -> None:
         self._is_closing.set()
@@ -249,7 +285,7 @@ class WandbTracker(Tracker):
         delete_old_runs(folder, keep_days=self._config.keep_days)
         self._process, self._day = _RunProcess(folder), day
         opened = self._process.ask(
-            {"run": self._config.run_settings(day), "step_metrics": STEP_METRICS, "timeout_s": REQUEST_TIMEOUT_S}
+            {"run": self._config.run_settings(), "step_metrics": STEP_METRICS, "timeout_s": REQUEST_TIMEOUT_S}
         )
         if opened["mode"] == "online":
             logger.info("wandb: run {}", opened["url"])

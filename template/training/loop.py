@@ -28,7 +28,7 @@ WARMUP_STEPS = 5
 MAX_GRAD_NORM = 1.0
 
 # Tokens per forward, by device type; bounds activation memory. A longer row is a forward of its own. More tokens train
-# somewhat faster and take memory in proportion: see docs/performance.md.
+# somewhat faster and take memory in proportion: see docs/internals/performance.md.
 TRAIN_FORWARD_TOKENS = {"cpu": 224, "cuda": LONGEST}
 EVAL_FORWARD_TOKENS = {"cpu": 2048, "cuda": 16384}
 

@@ -6,7 +6,6 @@ Evaluations run in other processes and downloads in threads, so that no tick wai
 """
 
 import dataclasses
-import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -23,6 +22,7 @@ from template.records import EvalConfig, Round
 from template.rules import schedule
 from template.rules.entries import MISSING, missing_commit_blocks
 from template.rules.schedule import Action, State
+from template.stop_request import StopRequest
 from template.store.store import Store
 from template.telemetry.wandb_tracker import NullTracker, Tracker
 from template.validator.availability import FileWatch
@@ -88,7 +88,7 @@ class Validator:
         of --bootstrap_rounds.
         """
         self.config = config
-        self.stop = threading.Event()
+        self.stop = StopRequest()
         self.rounds_done = 0
         self.is_updated = False
         self.evaluator: SubmissionEvaluator | None = None

@@ -117,16 +117,13 @@ class Reporter:
     def publish_round(self, evaluator: SubmissionEvaluator, current: Round, model: str) -> None:
         """Write the round's file and send it to the tracker. Safe to repeat."""
         path = self.write_round(evaluator, current, model)
-        seconds: dict[str, float] = {}
-        for run, result in self._results(evaluator, current).items():
-            seconds[run.key.hotkey] = seconds.get(run.key.hotkey, 0.0) + result.seconds
         self._context.tracker.report_round(
             RoundReport(
                 round=current,
                 leaderboard=tuple(self._context.store.leaderboard(current.id)),
                 ledger=tuple(self._context.store.ledger(current.id)),
                 intents=tuple(self._intents(current)),
-                seconds=seconds,
+                results=self._results(evaluator, current),
                 round_file=None if path is None else str(path),
             )
         )

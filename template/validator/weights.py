@@ -18,6 +18,7 @@ from template.validator.rounds import read_table, season_block, update_table
 
 _LOGGED_ROWS = 20
 _COLUMNS = ("hotkey", "uid", "verdict", "runs", "loss", "credit", "weight")
+_COLOURS = {"record": "green", "waiting": "yellow", "in_progress": "yellow"}
 
 # Error of a round without weights to set: normal while a validator is new.
 NOTHING_SCORED = "NothingScored"
@@ -46,13 +47,16 @@ def log_leaderboard(current: Round, leaderboard: Leaderboard) -> None:
     )
     best = sorted(leaderboard.rows, key=lambda row: (-row.weight, row.loss is None, row.loss or 0.0, row.uid))
     shown = [row for row in best if row.reason is None][:_LOGGED_ROWS]
+    # Colours on a terminal only; loguru reads them in the format, and not in what is filled in.
+    log = logger.opt(colors=True)
     if shown:
-        logger.info("  {:<48} {:>4} {:<12} {:>4} {:>9} {:>7} {:>7}", *_COLUMNS)
+        log.info("<bold>  {:<48} {:>4} {:<12} {:>4} {:>9} {:>7} {:>7}</bold>", *_COLUMNS)
     for row in shown:
-        loss = "-" if row.loss is None else f"{row.loss:.6f}"
-        logger.info(
-            "  {:<48} {:>4} {:<12} {:>4} {:>9} {:>7.4f} {:>7.4f}",
-            row.hotkey, row.uid, describe_verdict(row, leaderboard.ledger), row.runs, loss, row.credit, row.weight,
+        loss, verdict = "-" if row.loss is None else f"{row.loss:.6f}", describe_verdict(row, leaderboard.ledger)
+        colour = _COLOURS.get(verdict, "normal")
+        log.info(
+            f"  {{:<48}} {{:>4}} <{colour}>{{:<12}}</{colour}> {{:>4}} {{:>9}} {{:>7.4f}} {{:>7.4f}}",
+            row.hotkey, row.uid, verdict, row.runs, loss, row.credit, row.weight,
         )  # fmt: skip
     if more := len(leaderboard.rows) - len(shown):
         logger.info("  and {} more, with their reasons: scripts/status.py --all", more)

@@ -72,7 +72,7 @@ def lock_hotkey(net: Net, name: str) -> str:
     return str(wallet.hotkey.ss58_address)
 
 
-def test_doctor_names_ten_faults_in_one_run(
+def test_doctor_names_eleven_faults_in_one_run(
     net: Net, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = shutil.copytree(tiny_model, tmp_path / "model")
@@ -84,7 +84,7 @@ def test_doctor_names_ten_faults_in_one_run(
     with used_port() as port, closed_port() as dead:
         monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{dead}")
         flags = ("--subtensor.fallback_endpoints", f"ws://127.0.0.1:{dead}", "--min_free_gb", 10**7, "--ports", port)
-        ended = run_doctor(net, "dave", *flags, "--device", "cuda:99", model_path=broken)
+        ended = run_doctor(net, "dave", *flags, "--metrics.port", port, "--device", "cuda:99", model_path=broken)
     assert ended.status == 1
     failures = lines(ended, "failure")
     expected = {
@@ -97,7 +97,8 @@ def test_doctor_names_ten_faults_in_one_run(
         "disk": "GB are needed. What to do: free space",
         "model": f"--model_path {broken}: model.safetensors is missing",
         "device": "--device cuda:99: torch ",
-        "port": f"{port}: Address already in use",
+        "port": f"--ports {port}: Address already in use",
+        "settings": f"--metrics.port {port}: Address already in use",
     }
     assert failures.keys() == expected.keys(), ended.output
     assert [name for name, text in expected.items() if text not in failures[name]] == [], ended.output
@@ -139,8 +140,13 @@ def test_terminal_gets_a_table_in_which_nothing_moves_the_cursor() -> None:
 def test_unregistered_hotkey_is_told_what_to_type(net: Net, tiny_model: Path) -> None:
     make_hotkey(net.parts, "stranger")
     ended = run_doctor(net, "stranger", "--device", "cpu", model_path=tiny_model)
-    typed = "btcli subnets register --netuid 96 --wallet stranger --wallet-hotkey default"
-    assert lines(ended, "failure").keys() == {"registration"} and typed in lines(ended, "failure")["registration"]
+    # On the network that was named, not on btcli's own.
+    where = f"--network {net.network} --wallet-path {net.parts.wallets}"
+    typed = f"What to do: btcli subnets register --netuid 96 --wallet stranger --wallet-hotkey default {where}"
+    assert lines(ended, "failure").keys() == {"registration"}
+    assert lines(ended, "failure")["registration"].endswith(typed)
+    ended = run_doctor(net, "alice", "--device", "cpu", model_path=tiny_model)
+    assert lines(ended, "failure")["permit"].endswith(f"--amount-tao AMOUNT {where}")
 
 
 def test_node_ahead_of_the_clock_is_named(net: Net, tiny_model: Path) -> None:

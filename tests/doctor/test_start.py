@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from scripts import check_dataset, doctor
+from template.chain import wallets
 from template.localnet.network import make_hotkey
+from tests.fixtures.miner import arguments as miner_arguments
 from tests.fixtures.miner import run as run_miner
 from tests.fixtures.network import VALIDATOR, Ended, Net, call_main, load_main, write_training_args
 
@@ -81,3 +84,37 @@ def test_locked_hotkey_names_its_variable(net: Net, tiny_model: Path) -> None:
     assert line == (
         f"--wallet.hotkey default is encrypted: put its password into {variable}, or use an unencrypted hotkey"
     )
+
+
+@pytest.fixture
+def openings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The wallets that commands open, each of which takes seconds where the hotkey is encrypted."""
+    opened: list[str] = []
+
+    def open_wallet(name: str, hotkey: str, path: str | Path) -> wallets.Wallet:
+        opened.append(name)
+        return original(name, hotkey, path)
+
+    original = wallets.open_wallet
+    monkeypatch.setattr(wallets, "open_wallet", open_wallet)
+    return opened
+
+
+def test_start_opens_its_wallet_once(net: Net, openings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_local_alice")
+    assert run_miner(net, more=("--dry_run",)).status == 0
+    assert openings == ["alice"]
+
+
+def test_doctor_and_reader_open_their_wallet_once(net: Net, openings: list[str]) -> None:
+    # Checked by itself and as a setting, at the same time.
+    call_main(doctor.main, "--role", "miner", *miner_arguments(net))
+    words = [word for word in miner_arguments(net) if word not in ("--poll_seconds", "0.01")]
+    assert call_main(check_dataset.main, *words).status == 0
+    assert openings == ["alice"]
+
+
+def test_locked_hotkey_is_tried_once(net: Net, tiny_model: Path, openings: list[str]) -> None:
+    (net.parts.wallets / "validator" / "hotkeys" / "default").write_bytes(b"$NACL" + bytes(300))
+    assert start_validator(net, "validator", "--model_path", tiny_model).status == 3
+    assert openings == ["validator"]

@@ -1,12 +1,15 @@
 """The runs after which validators stop evaluating, in the report of a loss."""
 
+import io
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from template.competition import Competition, Incentives
 from template.miner.committed import CommittedDataset
-from template.miner.loss_report import describe, summarize
+from template.miner.compare import compare_paired
+from template.miner.loss_report import describe, paired_tables, summarize
 from template.records import SubmissionKey
 from tests.fixtures.results import make_result
 
@@ -40,3 +43,16 @@ def test_own_seeds_are_judged_together() -> None:
     """Their order is no validator's."""
     results = [make_result(loss=loss) for loss in [BAD, *[GOOD] * 5]]
     assert "6 of 6: enough to be confirmed" in describe(results, COMPETITION, RULES)
+
+
+def test_terminal_gets_a_comparison_with_the_lower_loss_green() -> None:
+    losses = [GOOD, GOOD], [BAD, GOOD - 0.2]
+    results = tuple([make_result(loss=loss) for loss in side] for side in losses)
+    console = Console(file=io.StringIO(), force_terminal=True, color_system="standard", width=100, highlight=False)
+    with console.capture() as capture:
+        for part in paired_tables(compare_paired(*losses), results, [Path("a"), Path("b")]):
+            console.print(part)
+    rows = [line.split() for line in capture.get().splitlines() if "." in line]
+    green = [["\x1b[32m" in cell for cell in row[1:3]] for row in rows[:3]]
+    assert green == [[True, False], [False, True], [False, True]]
+    assert rows[2][0] == "mean" and "UNDECIDED" in capture.get()

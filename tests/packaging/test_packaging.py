@@ -105,9 +105,9 @@ def committed_files() -> list[Path]:
     return [path for name in done.stdout.split("\0") if name and (path := ROOT / name).is_file()]
 
 
-# Extras: ray for --executor ray, which asks for it, and fuzz for -m tests.campaigns.fuzz.
+# Extras: ray for --executor ray, which asks for it, fuzz for -m tests.campaigns.fuzz, docs for mkdocs.
 @pytest.mark.parametrize(
-    ("folders", "extras"), [(PRODUCT, ("ray", "fuzz")), (("tests", "contrib"), ("test", "quickstart", "fuzz"))]
+    ("folders", "extras"), [(PRODUCT, ("ray", "fuzz", "docs")), (("tests", "contrib"), ("test", "quickstart", "fuzz"))]
 )
 def test_every_import_is_required(described: dict[str, Any], folders: tuple[str, ...], extras: tuple[str, ...]) -> None:
     imported = imported_libraries(*folders)

@@ -46,7 +46,9 @@ def test_every_flag_is_used(path: Path) -> None:
     parser: argparse.ArgumentParser = module.build_parser()
     # Functions that several programs share take the arguments as `args`.
     shared = (tree for other, tree in TREES.items() if other.parent.name == "template" or other not in PROGRAMS)
-    used = set().union(reads(TREES[path], of="args"), *(reads(tree, of="args") for tree in shared))
+    # The doctor has its neuron's flags.
+    neurons = (TREES[other] for other in PROGRAMS if path.stem == "doctor" and other.parent.name == "neurons")
+    used = set().union(*(reads(tree, of="args") for tree in (TREES[path], *neurons, *shared)))
     spelled_out = {"help", "version", "all"}  # --all is the default
     assert {action.dest for action in parser._actions} - used <= spelled_out
 
@@ -61,7 +63,8 @@ def test_every_setting_and_constant_is_used() -> None:
 
 
 def test_every_function_and_class_is_used() -> None:
-    called_from_outside = {"main", "build_parser", "train_lora"}
+    mkdocs_hooks = {"on_files", "on_page_markdown"}
+    called_from_outside = {"main", "build_parser", "train_lora", *mkdocs_hooks}
     used = set().union(*(names(tree) for tree in TREES.values()))
     # The local network is there for the tests.
     unused = [

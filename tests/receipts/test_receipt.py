@@ -70,6 +70,17 @@ def test_signature_verifies_in_any_json_layout() -> None:
     assert is_genuine(Receipt.from_json(shuffled, "receipt"))
 
 
+@pytest.mark.parametrize("has_format_first", [True, False])
+def test_inner_key_named_format_is_kept(has_format_first: bool) -> None:
+    """Also where it is the first that is spelled as canonical JSON."""
+    environment = {**RESULT.environment, "format": Receipt.FORMAT, "last": ""}
+    receipt = dataclasses.replace(SIGNED, result=dataclasses.replace(RESULT, environment=environment))
+    content = json.loads(receipt.to_line())
+    ordered = content if has_format_first else {**{key: content[key] for key in ("result", "format")}, **content}
+    text = json.dumps(ordered, separators=(",", ":"))
+    assert Receipt.from_json(text, "receipt") == receipt
+
+
 def edited(path: tuple[Any, ...], edit: Callable[[Any, Any], None]) -> str:
     """Return the signed receipt's JSON after edit(container, key) at `path`."""
     content = json.loads(SIGNED.to_json())

@@ -1,13 +1,15 @@
-"""Duplicates of files that came late, and copies of them, in a round file."""
+"""Duplicates of datasets that came late or were sealed, and copies of them, in a round file."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+
+import pytest
 
 from template.competition import CommitmentRecord
 from template.errors import Reason, SubmissionError
-from template.receipts.history import CheckedRound, Season
+from template.receipts.history import CheckedRound, History, Season
 from template.receipts.refusals import RefusalCheck
-from template.receipts.round_file import RoundHeader, make_round_lines
+from template.receipts.round_file import RoundHeader, TableLine, make_round_lines
 from template.records import ContentKey, Dataset, SubmissionKey
 from template.rules.stands import Version
 from tests.fixtures.rounds import ACCOUNT, SIGNER, sign
@@ -16,12 +18,29 @@ from tests.fixtures.table import make_dataset
 HEADER = RoundHeader.from_json(make_round_lines(ACCOUNT, signer=SIGNER, sign=sign)[0], "a round")
 AUTHOR, COPIER, _, OTHER = (line.hotkey for line in HEADER.table)
 
-# Public from, and committed in. The author's file came a round after its commitment.
+# Public from, and committed in. The author's file came a round after its commitment, or that was sealed until 34.
 BLOCKS = {AUTHOR: (36, 30), COPIER: (32, 31), OTHER: (28, 27)}
+REVEALED = {AUTHOR: 34, COPIER: 31, OTHER: 27}
+
+
+def read_versions(table: Sequence[TableLine]) -> Mapping[ContentKey, Version]:
+    """Return the versions by the entries of a file, in which the author's commitment was sealed."""
+    entries = tuple(
+        dataclasses.replace(line, block=REVEALED[line.hotkey], commit_block=BLOCKS[line.hotkey][1])
+        for line in HEADER.entries
+        if line.hotkey in BLOCKS
+    )
+    header = dataclasses.replace(HEADER, entries=entries, table=tuple(table), evaluations=(), ledger=())
+    return History({}).add(header).versions
 
 
 def check(
-    author: Iterable[int], copier: Iterable[int], other: Iterable[int] = range(9000, 9100), *, is_paid: bool
+    author: Iterable[int],
+    copier: Iterable[int],
+    other: Iterable[int] = range(9000, 9100),
+    *,
+    is_paid: bool,
+    is_sealed: bool = False,
 ) -> tuple[list[str], list[str]]:
     """Return findings and notes about the copier, paid or the author's duplicate, and about the author."""
     rows = {AUTHOR: make_dataset(author), COPIER: make_dataset(copier), OTHER: make_dataset(other)}
@@ -43,6 +62,8 @@ def check(
         )
         for line in table
     }  # fmt: skip
+    if is_sealed:
+        versions = dict(read_versions(table))
     hotkeys = {line.entry.split(":")[0]: line.hotkey for line in table}
 
     def read(record: CommitmentRecord) -> Dataset:
@@ -57,20 +78,22 @@ def check(
     return [text.replace(COPIER, "copier").replace(AUTHOR, "author") for text in findings], refusals.notes
 
 
-def test_duplicate_of_a_late_file_is_no_lie() -> None:
-    assert check(range(250), range(250), is_paid=False) == ([], [])
+@pytest.mark.parametrize("is_sealed", [False, True], ids=["late", "sealed"])
+def test_duplicate_of_a_late_or_sealed_dataset_is_no_lie(is_sealed: bool) -> None:
+    assert check(range(250), range(250), is_paid=False, is_sealed=is_sealed) == ([], [])
 
 
-def test_duplicate_of_a_hidden_mosaic_is_found() -> None:
+@pytest.mark.parametrize("is_sealed", [False, True], ids=["late", "sealed"])
+def test_duplicate_of_a_hidden_or_sealed_mosaic_is_found(is_sealed: bool) -> None:
     mosaic = [*range(9000, 9100), *range(150)]
-    findings, _ = check(mosaic, range(9000, 9200), other=range(9000, 9100), is_paid=False)
+    findings, _ = check(mosaic, range(9000, 9200), is_paid=False, is_sealed=is_sealed)
     text = "0 of the shared rows were in no dataset before the commitment of author; 80 are allowed"
-    assert findings == [f"copier: duplicate of a file that came later: {text}"]
+    assert findings == [f"copier: duplicate of a dataset that came late or was sealed: {text}"]
 
 
 def test_paid_copy_of_a_late_file_is_a_note() -> None:
     findings, notes = check(range(250), range(250), is_paid=True)
-    text = f"250 of its 250 rows are in the earlier dataset of {AUTHOR}, whose file came later"
+    text = f"250 of its 250 rows are in the earlier dataset of {AUTHOR}, which came late or was sealed"
     assert findings == [] and notes == [f"{COPIER}: has a share, and {text}"]
 
 

@@ -112,10 +112,11 @@ def test_newest_commit_block_of_a_hotkey_is_kept() -> None:
 )
 def test_last_entry_stays_until_the_reveal(last_block: int, registration_block: int, is_kept: bool) -> None:
     view = view_of_a(ChainCommitment(hotkey="a", block=85, text=None, reveal_round=1234), registration_block)
-    stand = make_stand(A, 60, last_block, commit_block=55, registration_block=5)
+    stand = make_stand(A, 60, last_block, commit_block=55, reveal_block=58, registration_block=5)
     sealed = keep_sealed(view, {"a": stand}, COMPETITION, 10)
     assert set(sealed) == ({A} if is_kept else set())
-    assert all(entry.commit_block == 55 and entry.rejection is None for entry in sealed.values())
+    assert all((entry.commit_block, entry.reveal_block) == (55, 58) for entry in sealed.values())
+    assert all(entry.rejection is None for entry in sealed.values())
     assert keep_sealed(view, {}, COMPETITION, 10) == {}
 
 

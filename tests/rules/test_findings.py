@@ -149,6 +149,40 @@ def test_hidden_mosaic_refuses_no_later_dataset(is_at_once: bool, has_left: bool
     assert refused[-1] == {"mosaic": "rival"} and not any("rival" in copies for copies in refused)
 
 
+@pytest.mark.parametrize("has_left", [False, True], ids=["sources stay", "sources are replaced"])
+@pytest.mark.parametrize("is_at_once", [False, True], ids=["revealed later", "revealed in the same period"])
+def test_sealed_mosaic_refuses_no_later_dataset(is_at_once: bool, has_left: bool) -> None:
+    game = Game(incentives=replace(RULES, evaluations=48, hold=48))
+    game.commit("a", FULL)
+    game.commit("b", OTHER)
+    game.play()
+    reveal = game.seal("mosaic", [*FULL[:100], *OTHER[:100], *range(1000, 1050)])
+    game.play()
+    game.commit("rival", [*FULL[:100], *OTHER[:100], *range(2000, 2050)])
+    if has_left:
+        game.commit("a", range(3000, 3250))
+        game.commit("b", range(4000, 4250))
+    if not is_at_once:
+        game.play(2)
+    reveal()
+    refused = [duplicates_of(game.play()) for _ in range(3)]
+    assert refused[-1] == {"mosaic": "rival"} and not any("rival" in copies for copies in refused)
+
+
+@pytest.mark.parametrize("copy", [FULL, range(101), range(149, 400)], ids=["all", "a part", "101 of 250"])
+@pytest.mark.parametrize("is_at_once", [False, True], ids=["copied later", "copied in the same period"])
+def test_copy_of_a_revealed_dataset_is_the_duplicate(is_at_once: bool, copy: range) -> None:
+    game = Game(incentives=replace(RULES, evaluations=48, hold=48))
+    reveal = game.seal("author", FULL)
+    game.play(5)
+    reveal()
+    if not is_at_once:
+        game.play(3)
+    game.commit("copier", copy)
+    for _ in range(10):
+        assert duplicates_of(game.play()) == {"copier": "author"}
+
+
 def test_copier_of_a_record_of_the_last_season_is_the_duplicate() -> None:
     game = Game(incentives=replace(RULES, update_blocks=0))
     game.commit("author", FULL)

@@ -61,6 +61,13 @@ def test_stand_begins_anew(last: Stand, changes: dict[str, Any]) -> None:
     assert extend(last, 30, **changes).first_block == 30
 
 
+def test_sealed_commitment_is_public_from_its_reveal() -> None:
+    stand = extend(extend(None, 40, reveal_block=35), 50, reveal_block=35)
+    assert stand == make_stand(T1, 10, 50, commit_block=8, reveal_block=35)
+    (version,) = versions_of(stand)
+    assert (version.rank_block, version.public_block, version.public_commit_block) == (10, 40, 8)
+
+
 def test_rejected_commitment_does_not_stand() -> None:
     before_registration = make_entry(T1, 8, registration_block=9)
     assert extend_stands({}, [before_registration], 10, 10) == []

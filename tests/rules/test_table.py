@@ -7,7 +7,7 @@ from dataclasses import replace
 from template.competition import Incentives
 from template.records import Confirmed, ContentKey, Dataset, SubmissionKey
 from template.rules.table import Inputs, Table, make_table
-from tests.fixtures.table import DAY, PERIOD, Game, duplicates_of, make_dataset, make_rank, row_key
+from tests.fixtures.table import DAY, PERIOD, Game, duplicates_of, make_rank, row_key
 from tests.fixtures.views import make_entry, make_key, make_stand
 
 FULL, COPY = range(250), range(20, 270)
@@ -48,9 +48,11 @@ def test_tie_is_broken_by_the_hash_of_the_aligned_block() -> None:
 
 def test_table_of_an_earlier_block_knows_nothing_newer() -> None:
     game = Game(incentives=Incentives(evaluations=4, hold=4, update_blocks=0))
+    reveal = game.seal("sealed", FULL)
     key = SubmissionKey("a", game.commit("a", FULL))
     table = game.open()
     entries, block = game.entries, game.block
+    reveal()
     for rows in (range(300, 400), FULL, range(500, 600)):
         game.commit("a", rows)
         game.open()
@@ -99,31 +101,23 @@ def test_sealed_update_counts_from_its_commit_and_costs_no_round() -> None:
     game = Game()
     game.commit("a", FULL)
     game.play(22)
-    sealed = make_key("a", commit="5" * 64).commitment
-    game.files[sealed] = make_dataset(range(500, 750))
-    game.set_text("a", None, reveal_round=7)
-    committed = game.commitments["a"].block
+    reveal = game.seal("a", range(500, 750))
     for _ in range(3):
         assert ranks(game.play()) == {"a": PERIOD}
-    game.set_text("a", sealed)
-    game.commitments["a"] = replace(game.commitments["a"], block=committed)
+    reveal()
     assert ranks(game.play()) == {"a": 23 * PERIOD}
 
 
 def test_ledger_entry_found_to_be_a_duplicate_leaves_the_ledger() -> None:
     game = Game()
-    sealed = make_key("author", commit="5" * 64).commitment
-    game.files[sealed] = make_dataset(FULL)
-    game.set_text("author", None, reveal_round=7)
-    committed = game.commitments["author"].block
+    reveal = game.seal("author", FULL)
     game.play()
     game.commit("copier", COPY)
     game.commit("next", range(500, 750))
     game.loss_of = lambda hotkey, digest, number: {"copier": 2.5, "next": 2.48, "author": 2.49}[hotkey]
     table = game.play(5)
     assert [row.content.key.hotkey for row in table.ledger if row.credit > 0.0] == ["copier", "next"]
-    game.set_text("author", sealed, is_revealed=True)
-    game.commitments["author"] = replace(game.commitments["author"], block=committed, is_revealed=False)
+    reveal()
     table = game.play(3)
     assert duplicates_of(table) == {"copier": "author"}
     assert [row.content.key.hotkey for row in table.ledger] == ["author", "next"]

@@ -1,5 +1,6 @@
 """The command that writes a leaderboard."""
 
+import socket
 import urllib.request
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from scripts import leaderboard
 from template import cli
 from template.errors import RemoteError
+from template.receipts.sources import read_signed
 from tests.fixtures.network import Ended, Net, call_main, use_hub
 from tests.fixtures.publication import MINERS, OTHER_REPO, REPO, Publication
 from tests.fixtures.season import Season
@@ -43,6 +45,24 @@ def test_second_call_reads_and_writes_nothing_anew(
     assert " rounds=3 files=0 " in write(tmp_path, rounds).logs[-1]
 
 
+def test_many_new_files_are_read_by_several_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    list(Season(3).write(tmp_path / "rounds", 7))
+    sites, own = [], list[Path]()
+    for count in (1, 3):
+        own.clear()
+        monkeypatch.setattr(leaderboard, "_SHARE", 2)
+        monkeypatch.setattr("os.sched_getaffinity", lambda _, count=count: set(range(count)))
+        monkeypatch.setattr("threading.active_count", lambda: 1)
+        monkeypatch.setattr(
+            leaderboard, "read_signed", lambda path, *rest: own.append(path) or read_signed(path, *rest)
+        )
+        assert write(tmp_path / str(count), tmp_path / "rounds").status == 0
+        sites.append({path.name: path.read_bytes() for path in (tmp_path / str(count)).rglob("site/**/*.*")})
+    # Its share, and the newest header for the pages.
+    assert len(own) == 3 + 1
+    assert sites[0] == sites[1] and len(sites[0]) > 20
+
+
 def test_changed_file_is_read_again(rounds: Path, tmp_path: Path) -> None:
     folder = tmp_path / "rounds"
     folder.mkdir()
@@ -73,6 +93,23 @@ def test_site_is_served_on_loopback(rounds: Path, tmp_path: Path) -> None:
     assert address.startswith("http://127.0.0.1:")
     with urllib.request.urlopen(address, timeout=10) as response:
         assert b"Dataset leaderboard" in response.read()
+
+
+def test_port_that_cannot_be_used_is_named_before_the_work(rounds: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        for port, reason in ((server.getsockname()[1], "Address already in use"), (70_000, "between 1 and 65535")):
+            ended = write(tmp_path, rounds, more=("--serve", port))
+            assert ended.status == 3 and len(ended.logs) == 1
+            assert f"--serve {port}: " in ended.logs[0] and reason in ended.logs[0]
+    assert not (tmp_path / "site").exists()
+
+
+def test_folder_that_takes_no_cache_costs_no_site(rounds: Path, tmp_path: Path) -> None:
+    (tmp_path / "work").touch()
+    ended = write(tmp_path, rounds)
+    assert ended.status == 0 and (tmp_path / "site" / "index.html").is_file()
+    (warning,) = [line for line in ended.logs if "WARNING" in line]
+    assert f"--work_dir {tmp_path / 'work'}: Not a directory; the next call reads all rounds again" in warning
 
 
 def test_site_follows_a_source_until_ctrl_c(rounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

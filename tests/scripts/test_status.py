@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from template.files import lock_holder_pid
 from template.records import EvalConfig, Leaderboard, LeaderboardRow, RetryState
 from template.rules.schedule import MAX_HOST_FAILURES, Policy
 from template.status.status import count_bytes, measure_disk, read_status
+from template.stop_request import StopRequest
 from template.store.store import Store
 from tests.fixtures.network import LARGE, ROOT, SMALL, Ended, Net, SteppingChain, call_main, make_copy
 from tests.fixtures.status import ALICE, BOB, METRICS, NOW, entry, make_round
@@ -57,7 +59,7 @@ def test_status_of_a_running_validator_does_not_disturb_it(net: Net) -> None:
         assert show(net, "--check").status == 0
         bench.executor.hold = False
         bench.validator.run()
-        bench.validator.stop.clear()
+        bench.validator.stop = StopRequest()
         lines = bench.lines()
     assert content["alive"]["process"] == os.getpid()
     assert [run["key"]["hotkey"] for run in content["activity"]["running"]] == [net.hotkey("alice")]
@@ -317,6 +319,7 @@ def test_watch_prints_until_interrupted(path: Path, store: Store, is_terminal: b
             output += reader.read(4096)
         watch.send_signal(signal.SIGINT)
         assert watch.wait(60) == 0
+    output = re.sub(rb"\033\[\d*m", b"", output)
     screens = output.count(b"PROBLEM     no_report: ")
     assert output.count(b"\033[2J\033[HPROBLEM     ") == (screens if is_terminal else 0)
 

@@ -32,6 +32,43 @@ def test_copy_is_told_what_it_copies(publication: Publication, tmp_path: Path) -
     )
 
 
+RED, GREEN = "\x1b[31m", "\x1b[32m"
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the output count as a terminal of 16 colours."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+
+
+@pytest.mark.usefixtures("terminal")
+def test_terminal_gets_tables_with_a_red_refusal(publication: Publication, tmp_path: Path) -> None:
+    output = show(publication, "carol", tmp_path, "--rounds", publication.folder).output
+    assert f"  verdict  {RED}duplicate. Shares 58 rows" in output and f"signatures  {GREEN}valid" in output
+    assert "since block" in output and "─────" in output
+    output = show(publication, "alice", tmp_path, "--rounds", publication.folder).output
+    assert f"  verdict  {GREEN}record. " in output and "evaluation" in output
+
+
+@pytest.mark.usefixtures("terminal")
+def test_terminal_gets_an_audit_with_red_findings(publication: Publication) -> None:
+    rules = ("--competition", publication.net.parts.competition, "--sample", 0)
+    output = call_main(audit.main, min(publication.folder.iterdir()), *rules).output
+    assert f"  rules    {RED}blocks_per_epoch is 40 in the file, in the competition 360" in output
+    assert f"{RED}1 files: 2 receipt, 1 seed, 2 rules; 0 receipts replayed: none" in output
+
+
+@pytest.mark.usefixtures("terminal")
+def test_no_color_leaves_the_tables_and_no_colour(
+    publication: Publication, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    output = show(publication, "carol", tmp_path, "--rounds", publication.folder).output
+    assert "─────" in output and "\x1b[3" not in output
+
+
 def test_paid_dataset_is_told_why_by_each_validator(publication: Publication, tmp_path: Path) -> None:
     ended = show(publication, "alice", tmp_path, "--rounds", REPO, OTHER_REPO, "--json")
     validators = json.loads(ended.output)["validators"]

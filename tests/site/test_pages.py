@@ -115,6 +115,15 @@ def test_strangers_texts_are_escaped_everywhere(hostile: dict[str, bytes]) -> No
     assert "\\u202egpj.exe" in hostile["index.html"].decode() and "{{7*7}}" in hostile["index.html"].decode()
 
 
+def test_strangers_texts_are_escaped_for_scripts(hostile: dict[str, bytes]) -> None:
+    """What a page's script reads is shown escaped: JSON's own escapes end with the reading."""
+    scripts = [content.decode() for name, content in hostile.items() if name.startswith("data/")]
+    values = [json.loads(text.partition("=")[2].rstrip(";\n")) for text in scripts]
+    shown = json.dumps(values, ensure_ascii=False)
+    assert "\\\\u202egpj.exe" in shown
+    assert BIDI[0] not in shown and "\\u001b" not in shown and "\u200b" not in shown
+
+
 def test_strangers_names_are_no_paths(hostile: dict[str, bytes]) -> None:
     pages = [name for name in hostile if name.startswith("hotkeys/")]
     assert {f"hotkeys/{file_name(text)}.html" for text in TEXTS} <= set(pages)

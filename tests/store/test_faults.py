@@ -35,7 +35,7 @@ def count(path: Path, table: str) -> int:
 
 
 def insert_stand(db: sqlite3.Connection) -> None:
-    db.execute("INSERT INTO stands VALUES ('h', 'e', 1, 1, 1, 0, 0)")
+    db.execute("INSERT INTO stands VALUES ('h', 'e', 1, 1, 1, 0, 0, 1)")
 
 
 # One writer
@@ -203,6 +203,18 @@ def test_state_of_the_first_release_closes_its_open_round(path: Path, monkeypatc
         assert store.losses(eval_config) == store.verdicts(eval_config) == {}, "it compares with no new loss"
         assert [(intent.weights, intent.shares) for intent in store.intents(3)] == [({0: 1.0}, {})]
         assert store.last_start_block(eval_config) == 10
+
+
+def test_stands_of_release_0_4_get_their_recorded_reveals(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(database, "MIGRATIONS", MIGRATIONS[:3])
+        with Store(path) as old, old.atomic() as db:
+            db.execute("INSERT INTO stands VALUES ('sealed', 'e', 10, 60, 8, 1, 0)")
+            db.execute("INSERT INTO stands VALUES ('plain', 'e', 10, 60, 8, 1, 0)")
+            db.execute("INSERT INTO openings VALUES ('sealed', 35, 8), ('plain', 5, 3)")
+    with Store(path) as store:
+        reveals = {hotkey: stand.reveal_block for hotkey, (stand,) in store.stands().items()}
+    assert reveals == {"sealed": 35, "plain": 8}
 
 
 # All or nothing

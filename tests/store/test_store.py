@@ -138,7 +138,7 @@ def test_confirmed_dataset_keeps_its_first_record(store: Store, eval_config: Eva
 
 
 def test_stands_round_trip_in_order(store: Store) -> None:
-    later, first = make_stand(F, 40, 60), make_stand(E, 20, missing_block=20)
+    later, first = make_stand(F, 40, 60, reveal_block=55), make_stand(E, 20, missing_block=20)
     store.record_stands([later, first])
     assert store.stands() == {"a": [first, later]}
     store.record_stands([replace(later, last_block=80)])

@@ -1,6 +1,7 @@
 """Runs of the real wandb client and service, and processes killed or stopped."""
 
 import argparse
+import dataclasses
 import json
 import os
 import signal
@@ -23,18 +24,29 @@ from template import cli
 from template.errors import Reason
 from template.records import Metrics, RoundReport
 from template.telemetry import wandb_tracker
-from template.telemetry.metrics import TABLE_COLUMNS
+from template.telemetry.metrics import EVALUATION_COLUMNS, LEADERBOARD_COLUMNS
 from template.telemetry.redaction import Redactor
 from template.telemetry.wandb_run import child_processes
 from template.telemetry.wandb_tracker import TrackerConfig, WandbTracker, delete_old_runs
 from tests.fixtures.logs import log_lines
 from tests.fixtures.workers import is_alive, until
-from tests.telemetry.test_metrics import make_metrics, make_report, make_row
+from tests.telemetry.test_metrics import RESULT, make_metrics, make_report, make_row, run
 
 ROOT = Path(__file__).resolve().parents[2]
 HOTKEY = "5F3sa2TJAWMqDhXG6jhV4N8ko9SxwGy8TpaNS1repo5EYjQX"
 DAY = 1_800_000_000.0
 SECRET = "hf_" + "aB3dE5gH7jK9mN1pQ3sT5vW7yZ9bC1dE3f"
+
+
+# Texts of strangers, and how a table shows them.
+HOSTILE = {
+    '=HYPERLINK("http://x")': """'=HYPERLINK("http://x")""",
+    "@SUM(A1)": "'@SUM(A1)",
+    "a\u202eb\ttab": "a\\u202eb\\ttab",
+    "<img src=//x>": "\\u003cimg src=//x>",
+    "![pixel](http://x)": "![pixel]\\u0028http://x)",
+    "a plain (text), 中文": "a plain (text), 中文",
+}
 
 
 @contextmanager
@@ -63,8 +75,11 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     until(lambda: run_processes(tmp_path / "tracking") == [])
 
 
-def make_config(folder: Path, version: str = "1.2") -> TrackerConfig:
-    return TrackerConfig(project="test", entity=None, hotkey=HOTKEY, netuid=96, version=version, folder=folder)
+def make_config(folder: Path, *, version: str = "1.2", competition: str = "chat") -> TrackerConfig:
+    return TrackerConfig(
+        project="test", entity=None, hotkey=HOTKEY, netuid=96, version=version, folder=folder, competition=competition,
+        settings={"incentives": {"slots": 30}},
+    )  # fmt: skip
 
 
 def make_tracker(folder: Path, *, clock: Callable[[], float] = lambda: DAY) -> WandbTracker:
@@ -79,7 +94,7 @@ def closed_round(number: int, file: Path | None = None) -> RoundReport:
     losses = enumerate([None, 1.5, 2.5])
     rows = [make_row(uid, loss=loss, reason=None if loss else Reason.DUPLICATE, repo=SECRET) for uid, loss in losses]
     round_file = None if file is None else str(file)
-    return make_report(rows, number, seconds={"hotkey1": 2.0}, round_file=round_file)
+    return make_report(rows, number, results={run("hotkey1"): RESULT}, round_file=round_file)
 
 
 def run_processes(folder: Path) -> list[int]:
@@ -134,6 +149,12 @@ def values(path: Path, name: str) -> list[Any]:
     return [row[name] for row in history(path) if name in row]
 
 
+def read_table(path: Path, name: str, index: int = 0) -> Any:
+    """Parse the run's tables of this name in their order."""
+    files = (path.parent / "files/media/table/round").glob(f"{name}_*.json")
+    return json.loads(sorted(files, key=lambda file: int(file.name.split("_")[1]))[index].read_text())
+
+
 def run_python(code: str, *arguments: Path) -> int:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run([sys.executable, "-c", code, *arguments], env=environment, timeout=120).returncode
@@ -182,6 +203,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
         tracker.report_round(closed_round(1, top / "round-1.jsonl"))
         tracker.report_round(closed_round(2, top / "lost.jsonl"))
         tracker.report_metrics(point(101))
+        tracker.report_round(make_report([dataclasses.replace(make_row(1), message=text) for text in HOSTILE]))
         tracker.close(timeout_s=60)
     (path,) = runs(folder)
     return Finished(top, path, environments, lines)
@@ -193,12 +215,23 @@ def test_wandb_run_holds_charts_and_leaderboard(finished: Finished) -> None:
     assert values(path, "live/block") == [100, 101]
     assert values(path, "live/chain_lag_seconds") == [3, 3]
     assert values(path, "round/loss/rank_1") == [1.5, 1.5]
-    table = json.loads(next((path.parent / "files/media/table/round").glob("standings_*.json")).read_text())
-    assert table["columns"] == list(TABLE_COLUMNS)
-    assert table["data"][:2] == [
-        ["hotkey0", 0, "owner/[redacted]", "duplicate", 0, None, None, None, 0.5, 0.75, 0.25, None],
-        ["hotkey1", 1, "owner/[redacted]", "in_progress", 3, 1.5, 0.125, 1.5, 0.5, 0.75, 0.25, 2],
+    table = read_table(path, "standings")
+    assert table["columns"] == list(LEADERBOARD_COLUMNS)
+    assert [row[:6] + row[-1:] for row in table["data"][:2]] == [
+        ["hotkey0", 0, "owner/[redacted]", "0" * 40, "duplicate", "a sentence", None],
+        ["hotkey1", 1, "owner/[redacted]", "0" * 40, "in_progress", "", 3.5],
     ]
+    table = read_table(path, "evaluations")
+    assert table["columns"] == list(EVALUATION_COLUMNS) and [row[3:5] for row in table["data"]] == [
+        [1, 11],
+        [2, 11],
+        [1, 11],
+    ]
+    assert values(path, "miner/hotkey1/loss") == [1.5, 1.5]
+
+
+def test_text_of_a_stranger_is_shown_harmlessly_in_tables(finished: Finished) -> None:
+    assert [row[5] for row in read_table(finished.path, "standings", -1)["data"]] == list(HOSTILE.values())
 
 
 def test_wandb_run_holds_identity_and_existing_receipts(finished: Finished) -> None:
@@ -207,9 +240,11 @@ def test_wandb_run_holds_identity_and_existing_receipts(finished: Finished) -> N
     (receipts,) = [artifact for artifact in artifacts if artifact.type == "receipts"]
     assert receipts.name == f"receipts-{HOTKEY[:8]}"
     assert [content.local_path for content in receipts.manifest.contents] == [str(finished.folder / "round-1.jsonl")]
-    (run,) = [record.run for record in records if record.WhichOneof("record_type") == "run"]
-    assert (run.project, run.run_group, run.display_name) == ("test", HOTKEY, f"{HOTKEY[:8]}-1.2-2027-01-15")
-    assert run.host == "validator"
+    (opened,) = [record.run for record in records if record.WhichOneof("record_type") == "run"]
+    assert (opened.project, opened.run_group, opened.display_name) == ("test", HOTKEY, f"{HOTKEY[:8]}-96-chat")
+    assert opened.host == "validator"
+    config = {update.key: json.loads(update.value_json) for update in opened.config.update}
+    assert config["version"] == "1.2" and config["incentives"] == {"slots": 30}
 
 
 def test_wandb_files_hold_no_secret_and_none_is_at_home(finished: Finished) -> None:
@@ -223,22 +258,26 @@ def test_wandb_processes_get_only_listed_variables(finished: Finished) -> None:
 
 
 @pytest.mark.slow
-def test_wandb_run_resumes_on_the_same_day_only(folder: Path) -> None:
+def test_wandb_run_is_resumed_at_a_start_and_the_next_day(folder: Path) -> None:
     for days in ((DAY,), (DAY, DAY + 86400)):
         clock = iter(days)
         tracker = make_tracker(folder, clock=lambda clock=clock: next(clock))  # type: ignore[misc]
         for block in range(len(days)):
             tracker.report_metrics(point(block))
         tracker.close(timeout_s=60)
+    # A file for each, so that old ones can go.
     assert [values(path, "live/block") for path in runs(folder)] == [[0], [0], [1]]
     assert all(map(is_finished, runs(folder)))
-    first, second, third = (path.name for path in runs(folder))
-    assert first == second != third
+    assert len({path.name for path in runs(folder)}) == 1
 
 
-def test_wandb_run_of_another_version_is_another() -> None:
-    ids = [make_config(Path("runs"), version).run_settings("2027-01-15")["id"] for version in ("1.2", "1.2", "1.3")]
-    assert ids[0] == ids[1] != ids[2]
+def test_wandb_run_is_one_for_all_losses_that_compare() -> None:
+    first, release, competition = (
+        make_config(Path("runs"), **change).run_settings()
+        for change in ({}, {"version": "1.3"}, {"competition": "code"})
+    )
+    assert first["id"] == release["id"] != competition["id"]
+    assert (first["config"]["version"], release["config"]["version"]) == ("1.2", "1.3")
 
 
 def main_process(folder: Path) -> int:

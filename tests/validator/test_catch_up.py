@@ -1,6 +1,7 @@
 """A validator that starts late or was offline arrives at the same state."""
 
 import dataclasses
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from template.chain.timelock import beacon_round_at
 from template.chain_records import ChainSnapshot
 from template.competition import Reward, Seeds
 from template.errors import Reason, RemoteError
@@ -85,8 +87,12 @@ def test_late_validator_sets_the_same_weights(net: Net) -> None:
     net.submit("alice", ROWS[:60])
     with open_game(net, start_block=start) as first:
         run_side_by_side(3, first)
-        net.submit("bob", ROWS[100:200])
-        run_side_by_side(3, first)
+        text = f"bob/data:{net.competition.id}:{net.upload('bob', ROWS[100:200])}"
+        sealed = net.admin.block()
+        assert net.chain("bob").publish_sealed(text, beacon_round_at(time.time()) + 1000).is_accepted
+        run_side_by_side(2, first)
+        net.admin.reveal(net.hotkey("bob"), text)
+        run_side_by_side(1, first)
         net.submit("alice", ROWS[:35] + ROWS[200:240])
         net.submit("carol", ROWS[2:60])
         run_side_by_side(4, first)
@@ -97,6 +103,8 @@ def test_late_validator_sets_the_same_weights(net: Net) -> None:
                 assert read_round(late, block) == read_round(first, block), block
             assert late.store.losses(late.eval_config) == first.store.losses(first.eval_config)
             assert late.lines()[net.hotkey("carol")].reason is Reason.DUPLICATE
+            reveals = [bench.store.stands()[net.hotkey("bob")][0].reveal_block for bench in (first, late)]
+            assert reveals[0] == reveals[1] > sealed + 2 * PERIOD
             assert len(first.weights()) == 2
     assert net.admin.weights(net.hotkey("late")) == net.admin.weights(net.hotkey("validator"))
 

@@ -1,5 +1,6 @@
 """The leaderboard of a round in the log: one short table."""
 
+import io
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from template.errors import Reason
 from template.records import Leaderboard
+from template.telemetry.logging import configure_logging
 from template.validator.weights import log_leaderboard
 from tests.fixtures.logs import log_lines
 from tests.fixtures.network import LARGE, SMALL, Net, use_hub
@@ -28,6 +30,18 @@ def test_round_of_256_miners_is_one_short_table() -> None:
     assert logs[1].split() == ["INFO", "hotkey", "uid", "verdict", "runs", "loss", "credit", "weight"]
     assert [line.split()[1] for line in logs[2:-1]] == [f"paid{number}" for number in range(20)]
     assert logs[-1].startswith("INFO   and 236 more")
+
+
+def test_table_is_coloured_and_no_stranger_adds_a_colour(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    configure_logging()
+    log_leaderboard(ROUND, Leaderboard([make_row("<red>a</red>\x1b[31m", 1), make_row("b", 2)], []))
+    _, _, hostile, plain, *_ = terminal.getvalue().splitlines()
+    assert "<red>a</red>\\x1b[31m" in hostile and "\x1b[31m" not in hostile
+    assert "\x1b[33mwaiting     \x1b[0m" in plain
 
 
 def test_whole_table_is_in_the_details() -> None:

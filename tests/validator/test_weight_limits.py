@@ -1,12 +1,15 @@
 """Weights at the chain's limits: recorded as sent, or refused with a reason."""
 
+import dataclasses
+
 import pytest
 
 from template.receipts.files import read_round
+from template.site.words import weights_outcome
 from tests.fixtures.fakes import FakeEvaluator
 from tests.fixtures.logs import log_lines
 from tests.fixtures.network import SMALL, Net, SteppingChain, run_bounded
-from tests.fixtures.validator import open_bench
+from tests.fixtures.validator import QUICK, open_bench
 
 
 def test_weights_are_recorded_as_they_were_sent(net: Net) -> None:
@@ -73,3 +76,26 @@ def test_permit_that_comes_late_still_pays_the_round(net: Net) -> None:
         net.admin.set_permit(net.hotkey("validator"), has_permit=True)
         run_bounded(bench.validator)
         assert bench.outcomes()[-1] is True
+
+
+@pytest.mark.parametrize(
+    ("evaluations", "named", "share", "sentence"),
+    [
+        (2, "burned=100%", 1.0, "No dataset of this round is paid: all weight is for OWNER. If that is the subnet"),
+        (1, "burned=0%", 0.0, ""),
+    ],
+)
+def test_burned_weights_are_named_everywhere(
+    net: Net, evaluations: int, named: str, share: float, sentence: str
+) -> None:
+    net.submit("alice", SMALL)
+    # A dataset is paid after all its evaluations, of which a round makes one.
+    incentives = dataclasses.replace(QUICK, evaluations=evaluations, hold=evaluations)
+    with open_bench(net, incentives=incentives) as bench, log_lines() as lines:
+        run_bounded(bench.validator)
+        metrics = bench.store.heartbeat()
+        (path,) = (net.parts.folder / "state" / "rounds").iterdir()
+    (line,) = [line for line in lines if "weights set" in line]
+    assert named in line and metrics is not None and metrics.burned == share
+    outcome = weights_outcome(read_round(path).header)
+    assert sentence.replace("OWNER", net.hotkey("owner")) in outcome and ("burns it" in outcome) == bool(share)

@@ -114,9 +114,9 @@ class State:
         data: the call. wire: the signed extrinsic as it was sent, if it came through a node.
         """
         (position,) = self._connection.execute(
-            "INSERT INTO extrinsics SELECT ?1, coalesce(max(position), 0) + 1, ?2, ?3, ?4 FROM extrinsics"
-            " WHERE block = ?1 RETURNING position",
-            (self.block, data, signer, error),
+            "INSERT INTO extrinsics SELECT ?, coalesce(max(position), 0) + 1, ?, ?, ? FROM extrinsics"
+            " WHERE block = ? RETURNING position",
+            (self.block, data, signer, error, self.block),
         ).fetchone()
         if wire:
             self._connection.execute("INSERT INTO signed VALUES (?, ?, ?)", (self.block, position, wire))

@@ -37,11 +37,14 @@ class Manifest:
 
 
 def default_model_dir() -> Path:
-    """Return the model's folder in $XDG_CACHE_HOME, by default ~/.cache."""
+    """Return the model's folder in $XDG_CACHE_HOME, by default ~/.cache. Raises: ConfigError without a home."""
     cache = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification ignores a relative path.
-    folder = Path(cache).expanduser()
-    root = folder if folder.is_absolute() else Path.home() / ".cache"
+    try:
+        # The XDG specification ignores a relative path.
+        folder = Path(cache).expanduser()
+        root = folder if folder.is_absolute() else Path.home() / ".cache"
+    except RuntimeError as error:
+        raise ConfigError("this user has no home: set HOME, or name the folder with --dir") from error
     return root / "dataset-subnet" / f"{MODEL_ID.rpartition('/')[2]}-{REVISION[:7]}"
 
 
@@ -156,7 +159,8 @@ def _lock(target: Path) -> AbstractContextManager[object]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the model's folder; return 0 or the exit code of the logged error."""
     parser = Parser(description="Download the small real model of the quickstart, once.")
-    parser.add_argument("--dir", type=Path, default=default_model_dir(), help="its folder (default: %(default)s)")
+    folder_help = "its folder (default: dataset-subnet/ in $XDG_CACHE_HOME or ~/.cache)"
+    parser.add_argument("--dir", type=Path, help=folder_help)
     arguments = parser.parse_args(argv)
     try:
         folder = download_small_model(arguments.dir)

@@ -8,7 +8,6 @@ After each round the validator's plan, leaderboard, ledger and weights must equa
 import dataclasses
 import hashlib
 import sqlite3
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from template.localnet.chain import pallets
 from template.localnet.hub.store import HubStore
 from template.records import LeaderboardRow, LedgerLine, Progress, SubmissionKey, TrainResult
 from template.rules.schedule import Policy
+from template.stop_request import StopRequest
 from template.store.store import Store
 from template.validator.config import ValidatorConfig
 from template.validator.loop import Validator
@@ -80,8 +80,8 @@ class _Evaluator(fakes.FakeEvaluator):
         return dataclasses.replace(result, loss=self.loss_of(sha256, lucky_num))
 
 
-class _IdleEvent(threading.Event):
-    """A stop event whose wait returns at once and is noted."""
+class _IdleStop(StopRequest):
+    """A request to stop whose wait returns at once and is noted."""
 
     is_idle = False
 
@@ -154,7 +154,7 @@ class ChainGame(Game):
             poll_s=0.0,
         )
         self.validator = Validator(config, self._chain, self.store, self._executor, self._downloader, now=self._now)
-        self._idle = self.validator.stop = _IdleEvent()
+        self._idle = self.validator.stop = _IdleStop()
         # The first tick loads the model.
         self.validator.tick()
 

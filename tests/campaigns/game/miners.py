@@ -158,6 +158,17 @@ class Keeper(Researcher):
         return row is not None and row.reason not in MISSING and not game.is_open(hotkey)
 
 
+class Sealer(Keeper):
+    """Seals each find for six rounds."""
+
+    def publish(self, game: Game, hotkey: str, rows: Rows) -> None:
+        game.commit(hotkey, rows, sealed_rounds=6)
+        self.last[hotkey] = rows
+
+    def may_replace(self, game: Game, hotkey: str, loss: float) -> bool:
+        return game.commitments[hotkey].key in game.datasets and super().may_replace(game, hotkey, loss)
+
+
 class Combiner(Researcher):
     """Takes 40% of a dataset's rows from its last one, and 40% from another's."""
 

@@ -11,7 +11,7 @@ from template.competition import Competition, Incentives
 from template.errors import Reason
 from tests.campaigns.game import floods, hiding, luck, records, tricks
 from tests.campaigns.game.consensus import Vote, find_incentives
-from tests.campaigns.game.miners import Combiner, Keeper, Researcher, Updater
+from tests.campaigns.game.miners import Combiner, Keeper, Researcher, Sealer, Updater
 from tests.campaigns.game.world import ROUNDS_PER_DAY, Game, Miner, Settings
 
 RIVALS = 4
@@ -116,10 +116,19 @@ STRATEGIES = (
     ),
     Strategy(name="upload mosaics that block a record", make=hiding.MosaicBlocker, hotkeys=20, rivals=Combiner),
     Strategy(name="seal mosaics that block a record", make=hiding.SealedMosaicBlocker, hotkeys=20, rivals=Combiner),
+    Strategy(
+        name="copies of sealed datasets",
+        make=tricks.RevealCopier,
+        hotkeys=8,
+        bound=Bound.NOTHING,
+        rivals=Sealer,
+    ),
     Strategy(name="hide paid files three days of 14", make=hiding.PaidRivalHider),
     Strategy(name="a validator with 40% of the stake", bound=Bound.COLLUSION, stake=0.4),
     Strategy(name="return to the lucky", make=luck.ReturnToLucky, hotkeys=20),
     Strategy(name="pass datasets on in a circle", make=luck.Circle, hotkeys=20),
+    Strategy(name="add up finds to one epsilon", make=tricks.Accumulator),
+    Strategy(name="add up finds to three epsilon", make=tricks.PatientAccumulator),
     Strategy(name="split a find into steps", make=tricks.Staircase, hotkeys=10),
     Strategy(name="mosaics without research", make=tricks.Mosaicker, hotkeys=5),
     Strategy(name="squat before a new season", make=tricks.Squatter, hotkeys=20, is_new_season=True),

@@ -33,6 +33,17 @@ class PartCopier(Copier):
     rows_kept = ROWS * 45 // 100
 
 
+class RevealCopier(Researcher):
+    """Copies each sealed dataset in the period of its reveal: all rows, and just more than the allowed ones."""
+
+    def act(self, game: Game) -> None:
+        sealed = [commitment for hotkey, commitment in game.commitments.items() if hotkey not in self.hotkeys]
+        revealed = [other.rows for other in sealed if game.block - game.period < other.reveal_block <= game.block]
+        pairs = [(rows, kept) for rows in revealed for kept in (ROWS, PartCopier.rows_kept)]
+        for hotkey, (rows, kept) in zip(self.hotkeys, pairs, strict=False):
+            game.commit(hotkey, copy_rows(self, game, rows, kept))
+
+
 class OldVersionCopier(Copier):
     """Copies the datasets of others from before their last update."""
 
@@ -152,6 +163,31 @@ class Hoarder(Researcher):
     def publish(self, game: Game, hotkey: str, rows: Rows) -> None:
         game.commit(hotkey, rows, sealed_rounds=WEEK_ROUNDS)
         self.last[hotkey] = rows
+
+
+class Accumulator(Researcher):
+    """Adds up its finds, and publishes them together when they are `least` epsilon better than the record."""
+
+    least = 1.0
+
+    def __init__(self, game: Game, name: str, hotkeys: int = 1) -> None:
+        super().__init__(game, name, hotkeys)
+        self.value = 0.0
+
+    def found(self, game: Game, rows: Rows, value: float) -> None:
+        base = max(0.0, game.best_value)
+        if value > base:
+            self.value = max(self.value, base) + value - base
+            self.propose(game, self.hotkeys[0], self.make_rows(game, self.value))
+
+    def is_worth(self, game: Game, loss: float) -> bool:
+        return loss < game.frontier - self.least * game.incentives.epsilon
+
+
+class PatientAccumulator(Accumulator):
+    """The same, with three epsilon."""
+
+    least = 3.0
 
 
 class Staircase(Researcher):

@@ -349,7 +349,9 @@ class Game:
             key = planned.content.key
             if key.hotkey not in self._evaluated:
                 self._evaluated.add(key.hotkey)
-                self.waits.append((key.hotkey, (self.block - planned.content.rank.block) // self.period))
+                # A sealed dataset ranks before its reveal, and waits from there on.
+                counted_from = max(planned.content.rank, planned.content.public or planned.content.rank)
+                self.waits.append((key.hotkey, (self.block - counted_from.block) // self.period))
             loss = self.evaluate(self.contents[key.digest], planned.number, planned.seed_block)
             self.losses.setdefault(key, []).append(loss)
             self._runs.append((self.block, key.hotkey))

@@ -32,7 +32,7 @@ BASE_MIB = 384
 POOL_ROW_BYTES = 384
 # The state file and its log, receipts and rounds of a few rounds, and the validator's own log.
 _STATE_MIB = 128
-# An evaluation of Qwen2.5-1.5B on an H200, see docs/performance.md.
+# An evaluation of Qwen2.5-1.5B on an H200, see docs/internals/performance.md.
 _EVALUATION_S = 8.25
 # A round's weights must be on the chain so many blocks after they are due.
 _LATE_BLOCKS = 24

@@ -21,9 +21,10 @@ def check_end(model: ReferenceModel) -> None:
         model.report("verdicts differ:", verdicts.items() ^ model.rejected.items())
     stands, confirmed = defaultdict(list), {}
     for row in model.state["stands"]:
-        stands[row["hotkey"]].append((row["first_block"], row["last_block"], row["entry"], row["commit_block"]))
+        blocks = ("first_block", "last_block", "entry", "commit_block", "reveal_block")
+        stands[row["hotkey"]].append(tuple(row[name] for name in blocks))
     runs = {
-        hotkey: sorted((run.first, run.last, run.text, run.commit) for run in runs)
+        hotkey: sorted((run.first, run.last, run.text, run.commit, run.reveal) for run in runs)
         for hotkey, runs in model.game.runs.items()
         if runs
     }

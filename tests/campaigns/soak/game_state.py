@@ -86,7 +86,8 @@ class GameState:
             # After skipped rounds, a text that was not committed again was set all the time.
             if run is None or not is_same or not (before >= block - period or commit <= before):
                 was_gone = is_known and reveal <= before
-                run = Run(text, block if was_gone else next_aligned(commit, period), block, commit, registration)
+                first = block if was_gone else next_aligned(commit, period)
+                run = Run(text, first, block, commit, reveal, registration)
                 # A run from before the round that was left out takes the place of one with the same beginning.
                 self.runs[hotkey] = [other for other in self.runs[hotkey] if other.first != run.first]
                 runs.append((hotkey, run))

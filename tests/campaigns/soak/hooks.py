@@ -7,13 +7,13 @@ stdin and prints a line when it is idle.
 import functools
 import json
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from template.chain.client import Chain
 from template.records import SubmissionKey, Verdict
+from template.stop_request import StopRequest
 from template.store.store import Store
 from template.validator.downloads import Downloader
 from template.validator.loop import Validator
@@ -44,8 +44,8 @@ class Lockstep:
         tick = Validator.tick
 
         def lockstep_tick(self: Validator) -> bool:
-            if not isinstance(self.stop, _LockstepEvent):
-                self.stop = _LockstepEvent(lockstep._note_idle)
+            if not isinstance(self.stop, _LockstepStop):
+                self.stop = _LockstepStop(lockstep._note_idle)
             return lockstep._await_turn(self) and tick(self)
 
         Validator.tick = lockstep_tick  # type: ignore[method-assign]
@@ -73,8 +73,8 @@ class Lockstep:
         return True
 
 
-class _LockstepEvent(threading.Event):
-    """An event whose wait returns at once and is noted."""
+class _LockstepStop(StopRequest):
+    """A request to stop whose wait returns at once and is noted."""
 
     def __init__(self, note: Callable[[], None]) -> None:
         super().__init__()

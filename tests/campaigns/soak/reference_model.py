@@ -132,7 +132,7 @@ class ReferenceModel:
                 # A sealed update leaves the hotkey's dataset in place until the reveal.
                 is_unbroken = run.last >= (commitment.block - 1) // period * period
                 if run.registration == registration.block and is_unbroken:
-                    expected[hotkey] = (run.text, registration.uid, run.commit, run.commit, registration.block)
+                    expected[hotkey] = (run.text, registration.uid, run.reveal, run.commit, registration.block)
             elif commitment is not None and commitment.text is not None:
                 block = self._commit_block(opened, hotkey, commitment.block, commitment.sealed_block, registration)
                 expected[hotkey] = (commitment.text, registration.uid, commitment.block, block, registration.block)

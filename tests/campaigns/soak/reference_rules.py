@@ -40,6 +40,7 @@ class Run:
     first: int
     last: int
     commit: int
+    reveal: int
     registration: int
     missing: int = 0
 
@@ -132,7 +133,8 @@ def find_versions(runs: Iterable[Run], datasets: Mapping[str, frozenset[int]], r
             # A late file counts from the second round after the last in which it was missing.
             since = max(run.first, run.missing + 2 * period if run.missing else 0)
             newest = Version(run.text, rows, run.first, run.last, run.commit, run.registration, since)
-            newest.public = (max(run.first, run.missing + period if run.missing else 0), run.commit)
+            readable = max(next_aligned(run.reveal, period), run.missing + period if run.missing else 0)
+            newest.public = (max(run.first, readable), run.commit)
             versions.append(newest)
         if counted is not None and counted.rows != rows:
             newest.since = max(newest.since, next_aligned(counted.since + rules.update_blocks, period))
@@ -168,8 +170,8 @@ def most_shared(rows: int) -> int:
 def find_duplicates(candidates: Iterable[Entered], period: int) -> set[tuple[str, frozenset[int]]]:
     """Return the datasets that share too many rows with another's earlier original.
 
-    A late file is the last one of its block. The rows that nobody had before its commitment are its own from there on;
-    a replaced one has them until it arrives.
+    A late or sealed file is the last one of its block. The rows that nobody had before its commitment are its own from
+    there on; a replaced one has them until it arrives.
     """
     steps: list[tuple[Rank, bool, Entered]] = []
     for candidate in candidates:

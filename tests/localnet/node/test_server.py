@@ -27,11 +27,13 @@ def test_impossible_port_is_a_config_error(local: LocalChain) -> None:
         NodeServer(local.path, 70_000)
 
 
-def test_command_on_a_port_in_use_makes_no_folder(node: NodeServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("flag", ["--port", "--hub_port"])
+def test_command_on_a_port_in_use_makes_no_folder(node: NodeServer, tmp_path: Path, flag: str) -> None:
     port = int(node.url.rpartition(":")[2])
-    ended = call_main(run_localnet, "--dir", tmp_path / "net", "--port", port)
+    others = ("--sample", "--port", 0) if flag == "--hub_port" else ()
+    ended = call_main(run_localnet, "--dir", tmp_path / "net", *others, flag, port)
     assert ended.status == ConfigError.exit_code
-    assert f"--port {port} cannot be used" in ended.logs[-1] and not (tmp_path / "net").exists()
+    assert f"{flag} {port}: Address already in use on 127.0.0.1" in ended.logs[-1] and not (tmp_path / "net").exists()
 
 
 def test_file_without_a_chain_is_a_config_error(tmp_path: Path) -> None:
