@@ -16,7 +16,7 @@ from template.records import Confirmed, ContentKey, Round, RoundEvaluation
 from template.rules import schedule
 from template.rules.entries import MISSING, CommitBlocks, find_entries, keep_sealed
 from template.rules.evaluations import PlannedEvaluation, derive_seed, newcomer_blocks, plan_evaluations
-from template.rules.stands import extend_stands
+from template.rules.stands import extend_stands, stands_at
 from template.rules.table import Inputs, Table, make_table
 from template.validator.availability import long_absent
 from template.validator.config import LuckyNumFrom
@@ -63,7 +63,7 @@ def open_round(
     store, config = context.store, context.config
     stands, period = store.stands(), config.incentives.blocks_per_epoch
     # A new season can read past rounds again, when newer stands are known.
-    past = {hotkey: [stand for stand in own if stand.first_block <= snapshot.block] for hotkey, own in stands.items()}
+    past = {hotkey: stands_at(own, snapshot.block) for hotkey, own in stands.items()}
     newest = {hotkey: own[-1] for hotkey, own in past.items() if own}
     entries = {
         **find_entries(snapshot, config.competition, commit_blocks),

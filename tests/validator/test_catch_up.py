@@ -185,6 +185,27 @@ def test_new_season_agrees_with_a_late_start(net: Net) -> None:
     assert net.admin.weights(net.hotkey("late")) == net.admin.weights(net.hotkey("validator"))
 
 
+def test_repeated_round_takes_no_dataset_before_its_reveal(net: Net) -> None:
+    """A new season without a block of its own repeats all rounds, when later stands are known."""
+    start = net.admin.block()
+    net.submit("bob", ROWS[:60])
+    with open_game(net, start_block=start) as first:
+        run_side_by_side(2, first)
+        text = f"bob/data:{net.competition.id}:{net.upload('bob', ROWS[100:200])}"
+        assert net.chain("bob").publish_sealed(text, beacon_round_at(time.time()) + 1000).is_accepted
+        run_side_by_side(2, first)
+        net.admin.reveal(net.hotkey("bob"), text)
+        reveal_block = net.admin.block()
+        run_side_by_side(2, first)
+    net.competition = dataclasses.replace(net.competition, bench=6.2)
+    with open_game(net, start_block=start) as again:
+        run_side_by_side(1, again)
+        blocks = again.store.rows(
+            "SELECT start_block FROM rounds JOIN round_members ON rounds.id = round_id WHERE entry = ?", text
+        )
+    assert len(blocks) > 1 and min(row["start_block"] for row in blocks) >= reveal_block
+
+
 def test_round_of_another_model_is_published_and_closed(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
     net.submit("alice", ROWS[:60])
     with open_game(net) as bench:
