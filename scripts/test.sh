@@ -24,5 +24,7 @@ step "Lint" ruff check .
 step "Format" ruff format --check .
 step "Types" mypy
 echo "==> Tests"
+# Every worker and process would compile the same files again.
+unset PYTHONDONTWRITEBYTECODE
 # An -m or -n among the arguments replaces this one.
 exec "$VENV/bin/python" -m pytest -m "not gpu" -n 2 --dist worksteal "$@"

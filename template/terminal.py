@@ -10,7 +10,6 @@ from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 from loguru import logger
-from tqdm import tqdm
 
 from template.records import LeaderboardRow, LedgerLine, Progress
 
@@ -124,6 +123,9 @@ class Countdown:
 @contextmanager
 def progress_bar() -> Iterator[Callable[[Progress], None]]:
     """Show a bar with the remaining time for each stage of an evaluation."""
+    # Every command imports this module, and few show a bar.
+    from tqdm import tqdm
+
     bars: dict[str, tqdm[NoReturn]] = {}
 
     def show(progress: Progress) -> None:

@@ -178,10 +178,20 @@ def eval_config(store: "Store") -> "EvalConfig":
     return store.get_or_create_config(Competition.from_defaults(), "h" * 64, "org/model@abc", now=1.0)
 
 
+@pytest.fixture(scope="session")
+def new_network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a closed network, of which tests take copies."""
+    from tests.fixtures.network import Net
+
+    with Net(tmp_path_factory.mktemp("new") / "network", ["alice", "bob", "carol"]) as net:
+        return net.parts.folder.parent
+
+
 @pytest.fixture
-def net(tmp_path: Path) -> "Iterator[Net]":
+def net(new_network: Path, tmp_path: Path) -> "Iterator[Net]":
     """A local network of three miners, with its hub set for this process."""
     from tests.fixtures.network import Net, use_hub
 
-    with Net(tmp_path / "network", ["alice", "bob", "carol"]) as net, use_hub(net):
+    shutil.copytree(new_network, tmp_path / "network")
+    with Net.open(tmp_path / "network") as net, use_hub(net):
         yield net

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +27,7 @@ from template.store.store import Store
 from template.validator.bootstrap import RoundHistory, read_history
 from tests.fixtures.audit import audit_files
 from tests.fixtures.logs import log_lines
-from tests.fixtures.network import LARGE, SMALL, Net, SteppingChain, make_content, make_copy
+from tests.fixtures.network import LARGE, SMALL, Net, SteppingChain, make_content, make_copy, use_hub
 from tests.fixtures.validator import QUICK, Bench, open_bench
 
 PERIOD = 20
@@ -43,17 +44,34 @@ class PrunedChain(SteppingChain):
         raise RemoteError(f"could not read the subnet at block {block}: State discarded")
 
 
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a network in which a validator saw every round; read-only."""
+    folder = tmp_path_factory.mktemp("played") / "network"
+    with Net(folder, ["alice", "bob", "carol"]) as net, use_hub(net):
+        net.submit("alice", LARGE)
+        policy = Policy(blocks_per_epoch=PERIOD, block_threshold=5)
+        with open_bench(net, "first", policy=policy, incentives=INCENTIVES, lucky_num=None) as bench:
+            bench.run_rounds(1)
+            net.submit("bob", SMALL)
+            bench.run_rounds(1)
+            net.submit("carol", make_copy())
+            bench.run_rounds(ROUNDS - 2)
+    return folder
+
+
+@pytest.fixture
+def net(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Net]:
+    """A copy of a network: of the one in which the rounds were played, for a test of `rounds`."""
+    name = "played" if "rounds" in request.fixturenames else "new_network"
+    shutil.copytree(request.getfixturevalue(name), tmp_path / "network")
+    with Net.open(tmp_path / "network") as net, use_hub(net):
+        yield net
+
+
 @pytest.fixture
 def rounds(net: Net) -> Path:
-    """The round files of a validator that saw every round, as its folder."""
-    net.submit("alice", LARGE)
-    policy = Policy(blocks_per_epoch=PERIOD, block_threshold=5)
-    with open_bench(net, "first", policy=policy, incentives=INCENTIVES, lucky_num=None) as bench:
-        bench.run_rounds(1)
-        net.submit("bob", SMALL)
-        bench.run_rounds(1)
-        net.submit("carol", make_copy())
-        bench.run_rounds(ROUNDS - 2)
+    """The round files of the validator that saw every round, as its folder."""
     return net.parts.folder / "first" / "rounds"
 
 

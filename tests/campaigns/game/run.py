@@ -55,8 +55,10 @@ class Strategy:
 
     @property
     def single(self) -> "Strategy":
-        """One honest dataset of each find."""
+        """One honest dataset of each find, or of several small ones if the actor adds them up."""
         honest = HONEST_SEASONS if self.is_new_season else HONEST
+        if issubclass(self.make, tricks.Accumulator):
+            honest = replace(honest, make=tricks.Accumulator)
         return replace(honest, slots=self.slots, rivals=self.rivals)
 
     @property
@@ -127,8 +129,7 @@ STRATEGIES = (
     Strategy(name="a validator with 40% of the stake", bound=Bound.COLLUSION, stake=0.4),
     Strategy(name="return to the lucky", make=luck.ReturnToLucky, hotkeys=20),
     Strategy(name="pass datasets on in a circle", make=luck.Circle, hotkeys=20),
-    Strategy(name="add up finds to one epsilon", make=tricks.Accumulator),
-    Strategy(name="add up finds to three epsilon", make=tricks.PatientAccumulator),
+    Strategy(name="hold finds back until three epsilon", make=tricks.PatientAccumulator),
     Strategy(name="split a find into steps", make=tricks.Staircase, hotkeys=10),
     Strategy(name="mosaics without research", make=tricks.Mosaicker, hotkeys=5),
     Strategy(name="squat before a new season", make=tricks.Squatter, hotkeys=20, is_new_season=True),

@@ -166,7 +166,10 @@ class Hoarder(Researcher):
 
 
 class Accumulator(Researcher):
-    """Adds up its finds, and publishes them together when they are `least` epsilon better than the record."""
+    """Adds up its finds, and publishes them together when they are `least` epsilon better than the record.
+
+    With one epsilon it holds back only what would not be paid.
+    """
 
     least = 1.0
 
@@ -185,7 +188,7 @@ class Accumulator(Researcher):
 
 
 class PatientAccumulator(Accumulator):
-    """The same, with three epsilon."""
+    """Holds finds back longer, since the first epsilon of each publication is not paid."""
 
     least = 3.0
 
