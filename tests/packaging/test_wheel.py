@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from template import __version__
+from template.receipts.files import read_receipt
 from template.telemetry.redaction import without_secrets
 from tests.fixtures.network import PATIENCE_S, ROOT, write_training_args
 from tests.fixtures.source import PRODUCT
@@ -116,5 +117,7 @@ def test_installed_package_plays_a_whole_round(installed: Path, tiny_model: Path
         run([subnet, "validator", *shared, *once], tmp_path, **names, BT_WALLET="validator")
     status = json.loads(run([subnet, "status", "--state_dir", state, "--json"], tmp_path))
     (row,) = status["standings"]
-    assert row["key"]["entry"].startswith("alice/data:") and row["loss"] > 0
-    assert list((state / "rounds").glob("round-*.jsonl")) and list((state / "receipts").glob("*.json"))
+    assert row["key"]["entry"].startswith("alice/data:")
+    # Not of the leaderboard: on a busy machine a round sets its weights before its evaluation ends.
+    (receipt,) = (state / "receipts").glob("*.json")
+    assert read_receipt(receipt).result.loss > 0 and list((state / "rounds").glob("round-*.jsonl"))
