@@ -154,6 +154,9 @@ def _chain_problems(status: Status, limits: HealthLimits) -> Iterator[Problem]:
     else:
         return
     remedy = REMEDIES.get(error, "see docs/operator.md").format(netuid=neuron.netuid, hotkey=neuron.hotkey)
+    if remedy.startswith("btcli"):
+        # Not recorded here, and btcli's default is the main network.
+        remedy += " --network NETWORK"
     yield Problem(code=_CODES.get(error, "rejected"), text=message, remedy=remedy)
 
 

@@ -165,6 +165,7 @@ def test_check_fails_when_the_chain_keeps_rejecting_weights(net: Net) -> None:
     )
     assert permit.endswith(
         f". What to do: btcli stake add --netuid 96 --hotkey {net.hotkey('alice')} --amount-tao AMOUNT"
+        " --network NETWORK"
     )
     assert (
         overdue.startswith("weights_overdue: weights are overdue by ")

@@ -78,17 +78,17 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
     ),
     "hotkey gone": (
         {"activity": neuron(uid=None)}, "hotkey_gone",
-        "the hotkey 5Own has no uid on netuid 96 | btcli subnets register --netuid 96",
+        "the hotkey 5Own has no uid on netuid 96 | btcli subnets register --netuid 96 --network NETWORK",
     ),
     "no permit": (
         {"activity": neuron(error="NeuronNoValidatorPermit", message="this hotkey has no permit")}, "no_permit",
         "weights do not count, NeuronNoValidatorPermit: this hotkey has no permit | btcli stake add --netuid"
-        " 96 --hotkey 5Own --amount-tao AMOUNT",
+        " 96 --hotkey 5Own --amount-tao AMOUNT --network NETWORK",
     ),
     "no stake": (
         {"activity": neuron(error="NotEnoughStakeToSetWeights", message="a stake weight of 0.000")}, "no_stake",
         "weights do not count, NotEnoughStakeToSetWeights: a stake weight of 0.000 | btcli stake add --netuid 96"
-        " --hotkey 5Own --amount-tao AMOUNT",
+        " --hotkey 5Own --amount-tao AMOUNT --network NETWORK",
     ),
     "old version": (
         {"activity": neuron(error="IncorrectWeightVersionKey", message="requires 9")}, "old_version",
