@@ -127,7 +127,7 @@ def test_every_control_is_reached_by_the_keyboard(browser: Browser) -> None:
 
 def test_command_of_a_receipt_names_the_downloaded_file(browser: Browser, tmp_path: Path) -> None:
     page = browser.page
-    page.goto(f"{leaderboard.serve(leaderboard.open_server(browser.folder, 0))}index.html")
+    page.goto(f"{leaderboard.serve(browser.folder, 0)}index.html")
     page.locator("#paid ~ .scroll tbody th a.key").first.click()
     row = page.locator("[data-table=evaluations] tbody tr").first
     with page.expect_download() as started:
