@@ -36,15 +36,19 @@ class LocalChain(Ledger):
             raise ConfigError(f"netuid must be 1 to {pallets.U16_MAX}, not {netuid}")
         check_block_time(block_time_s)
         chain = cls.create_file(path, netuid=netuid, block_time_s=0.0)
-        with chain.write() as state:
-            state.put("SubnetOwnerHotkey", "", owner_hotkey)
-            state.put("SubnetOwner", "", owner_coldkey or owner_hotkey)
-            state.put("Epochs", "", {"last_block": state.block, "index": 0})
-            _set_checked(state, "Tempo", tempo)
-            _set_checked(state, "WeightsSetRateLimit", weights_rate_limit)
-            _set_checked(state, "CommitRevealWeightsEnabled", commit_reveal)
-        if block_time_s:
-            chain.set_block_time(block_time_s)
+        try:
+            with chain.write() as state:
+                state.put("SubnetOwnerHotkey", "", owner_hotkey)
+                state.put("SubnetOwner", "", owner_coldkey or owner_hotkey)
+                state.put("Epochs", "", {"last_block": state.block, "index": 0})
+                _set_checked(state, "Tempo", tempo)
+                _set_checked(state, "WeightsSetRateLimit", weights_rate_limit)
+                _set_checked(state, "CommitRevealWeightsEnabled", commit_reveal)
+            if block_time_s:
+                chain.set_block_time(block_time_s)
+        except ConfigError:
+            chain.close()
+            raise
         return chain
 
     def register(self, hotkey: str, coldkey: str | None = None, *, is_validator: bool = False) -> int:

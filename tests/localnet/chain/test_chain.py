@@ -1,6 +1,7 @@
 """The local chain below the official client."""
 
 import asyncio
+import os
 import sqlite3
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -116,6 +117,14 @@ def test_faults_count_down_over_connections(local: LocalChain) -> None:
         assert await substrate.block_number() == local.block()
 
     run_async(local, use)
+
+
+def test_chain_with_a_wrong_value_leaves_no_open_file(tmp_path: Path) -> None:
+    path = tmp_path / "chain.db"
+    with pytest.raises(ConfigError, match="Tempo"):
+        LocalChain.create(path, netuid=NETUID, owner_hotkey="owner", tempo=-1)
+    files = [os.path.realpath(entry) for entry in Path("/proc/self/fd").iterdir()]
+    assert not [name for name in files if name.startswith(str(path))]
 
 
 def test_broken_file_is_a_lost_connection(local: LocalChain) -> None:
