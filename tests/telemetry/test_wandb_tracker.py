@@ -1,6 +1,5 @@
 """Runs of the real wandb client and service, and processes killed or stopped."""
 
-import argparse
 import dataclasses
 import json
 import os
@@ -9,7 +8,6 @@ import socket
 import struct
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,15 +17,13 @@ from typing import Any
 import pytest
 from wandb.proto.wandb_internal_pb2 import Record
 
-from neurons import validator
-from template import cli
 from template.errors import Reason
 from template.records import Metrics, RoundReport
 from template.telemetry import wandb_tracker
 from template.telemetry.metrics import EVALUATION_COLUMNS, LEADERBOARD_COLUMNS
 from template.telemetry.redaction import Redactor
 from template.telemetry.wandb_run import child_processes
-from template.telemetry.wandb_tracker import TrackerConfig, WandbTracker, delete_old_runs
+from template.telemetry.wandb_tracker import TrackerConfig, WandbTracker
 from tests.fixtures.logs import log_lines
 from tests.fixtures.workers import is_alive, until
 from tests.telemetry.test_metrics import RESULT, make_metrics, make_report, make_row, run
@@ -384,50 +380,6 @@ def test_wandb_tracker_long_outage_keeps_rounds_over_metrics(folder: Path, logge
     assert warnings(logged)[1:] == [f"WARNING wandb: dropped {dropped} reports while it was unavailable"]
 
 
-def test_delete_old_runs_deletes_only_old_leftovers(tmp_path: Path) -> None:
-    names = ("wandb/offline-run-1-a", "wandb/run-2-b", "data/artifacts/staging/tmp1", "cache/wandb/logs/core.log")
-    for name in names:
-        for path in (tmp_path / f"{name}-old", tmp_path / f"{name}-new"):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.mkdir() if "run-" in name else path.touch()
-        if "run-" in name:
-            (tmp_path / f"{name}-old" / "run.wandb").touch()
-        os.utime(tmp_path / f"{name}-old", times=(time.time() - 3 * 86400,) * 2)
-    (tmp_path / "wandb" / "run-latest").symlink_to("gone")
-    delete_old_runs(tmp_path, keep_days=2)
-    left = {str(path.relative_to(tmp_path)) for pattern in wandb_tracker._LEFTOVERS for path in tmp_path.glob(pattern)}
-    assert left == {f"{name}-new" for name in names} | {"wandb/run-latest"}
-
-
-def test_tracking_arguments_are_parsed() -> None:
-    parser = argparse.ArgumentParser()
-    cli.add_tracking_arguments(parser)
-    logged = vars(parser.parse_args(["--wandb.off", "--wandb.project", "p", "--wandb.entity", "e"]))
-    assert logged == {"wandb_off": True, "wandb_project": "p", "wandb_entity": "e"}
-    default = vars(parser.parse_args([]))
-    assert default == {"wandb_off": False, "wandb_project": "dataset-subnet", "wandb_entity": None}
-
-
-@pytest.mark.parametrize(
-    ("words", "mode", "expected"),
-    [
-        ([], "disabled", wandb_tracker.NullTracker),
-        (["--wandb.off"], None, wandb_tracker.NullTracker),
-        ([], "offline", WandbTracker),
-    ],
-)
-def test_disabled_wandb_writes_nothing(
-    words: list[str], mode: str | None, expected: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WANDB_MODE", mode) if mode else monkeypatch.delenv("WANDB_MODE", raising=False)
-    args = validator.build_parser().parse_args(["--netuid", "96", "--offline", *words])
-    tracker = validator.make_tracker(args, validator.make_config(args, tmp_path), "offline", tmp_path)
-    assert type(tracker) is expected
-    tracker.close()
-    assert not list(tmp_path.rglob("run-*"))
-    assert (tmp_path / "wandb").exists() <= (expected is WandbTracker)
-
-
 @pytest.mark.slow
 def test_old_name_of_offline_mode_sends_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "dryrun")
@@ -437,8 +389,3 @@ def test_old_name_of_offline_mode_sends_nothing(folder: Path, monkeypatch: pytes
     tracker.report_round(closed_round(1))
     tracker.close(timeout_s=60)
     assert len(runs(folder)) == 1 and values(runs(folder)[0], "round/id") == [1]
-
-
-def test_wandb_tracker_import_does_not_load_wandb() -> None:
-    code = "import sys, template.telemetry.wandb_tracker; assert not {'wandb', 'torch', 'bittensor'} & set(sys.modules)"
-    assert run_python(code) == 0
