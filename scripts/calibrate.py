@@ -35,14 +35,6 @@ from template.rules.calibration import Proposal, Spread, measure_spread, propose
 from template.terminal import Countdown, escape, format_duration, print_result
 from template.workers.executor import Evaluator
 
-CHECKS: tuple[Check, ...] = (
-    cli.check_competition,
-    cli.check_score_arguments,
-    lambda args: cli.hub_token(),
-    lambda args: check_counts(args),
-    lambda args: check_good(args),
-)
-
 
 def check_counts(args: argparse.Namespace) -> None:
     """Check --samples, --repeats and --rows. Raises: ConfigError."""
@@ -57,6 +49,16 @@ def check_good(args: argparse.Namespace) -> None:
     """Check that the files of --good can be read. Raises: ConfigError."""
     for path in args.good:
         cli.check_dataset_file(path, "--good")
+
+
+# Made before any work, so that one run names all that is wrong.
+CHECKS: tuple[Check, ...] = (
+    cli.check_competition,
+    cli.check_score_arguments,
+    lambda args: cli.hub_token(),
+    check_counts,
+    check_good,
+)
 
 
 def build_parser() -> Parser:

@@ -1,8 +1,7 @@
 """Report a validator to wandb, without waiting for it.
 
-All reports whose losses can be compared go to one run, whose charts so span weeks. The run is resumed by its id at
-every start and every UTC day, so that its files on this machine do not grow without end.
-
+All reports whose losses can be compared go to one run, so its charts span weeks. The run is resumed by its id at every
+start and every UTC day, so that its files on this machine do not grow without end.
 
 Reports wait in a bounded queue for a thread, which passes them to the process that holds the run
 (`template.telemetry.wandb_run`). When wandb fails, the operator sees one warning an hour, and the run is opened again.

@@ -9,6 +9,7 @@ from tests.fixtures.table import Game, duplicates_of
 
 FULL, OTHER = range(250), range(500, 750)
 RULES = Incentives(evaluations=4, hold=4)
+MOSAIC = [*FULL[:100], *OTHER[:100], *range(1000, 1050)]
 
 
 @pytest.mark.parametrize("rounds", [1, 6, 20])
@@ -54,15 +55,17 @@ def test_author_of_few_rows_is_no_duplicate_of_its_copier() -> None:
     assert duplicates_of(game.play(3)) == {}
 
 
-@pytest.mark.parametrize("has_left", [False, True], ids=["sources stay", "sources are replaced"])
-@pytest.mark.parametrize("is_at_once", [False, True], ids=["shown later", "shown in the same period"])
-def test_hidden_mosaic_refuses_no_later_dataset(is_at_once: bool, has_left: bool) -> None:
+def start_with_sources() -> Game:
+    """Commit the datasets that mosaic and rival take rows from."""
     game = Game(incentives=replace(RULES, evaluations=48, hold=48))
     game.commit("a", FULL)
     game.commit("b", OTHER)
     game.play()
-    promise = game.commit("mosaic", [*FULL[:100], *OTHER[:100], *range(1000, 1050)])
-    game.withheld.add(promise)
+    return game
+
+
+def commit_rival(game: Game, *, is_at_once: bool, has_left: bool) -> None:
+    """Commit a dataset that shares rows with the mosaic, a round later."""
     game.play()
     game.commit("rival", [*FULL[:100], *OTHER[:100], *range(2000, 2050)])
     if has_left:
@@ -70,6 +73,15 @@ def test_hidden_mosaic_refuses_no_later_dataset(is_at_once: bool, has_left: bool
         game.commit("b", range(4000, 4250))
     if not is_at_once:
         game.play(2)
+
+
+@pytest.mark.parametrize("has_left", [False, True], ids=["sources stay", "sources are replaced"])
+@pytest.mark.parametrize("is_at_once", [False, True], ids=["shown later", "shown in the same period"])
+def test_hidden_mosaic_refuses_no_later_dataset(is_at_once: bool, has_left: bool) -> None:
+    game = start_with_sources()
+    promise = game.commit("mosaic", MOSAIC)
+    game.withheld.add(promise)
+    commit_rival(game, is_at_once=is_at_once, has_left=has_left)
     game.withheld.discard(promise)
     refused = [duplicates_of(game.play()) for _ in range(3)]
     assert refused[-1] == {"mosaic": "rival"} and not any("rival" in copies for copies in refused)
@@ -78,18 +90,9 @@ def test_hidden_mosaic_refuses_no_later_dataset(is_at_once: bool, has_left: bool
 @pytest.mark.parametrize("has_left", [False, True], ids=["sources stay", "sources are replaced"])
 @pytest.mark.parametrize("is_at_once", [False, True], ids=["revealed later", "revealed in the same period"])
 def test_sealed_mosaic_refuses_no_later_dataset(is_at_once: bool, has_left: bool) -> None:
-    game = Game(incentives=replace(RULES, evaluations=48, hold=48))
-    game.commit("a", FULL)
-    game.commit("b", OTHER)
-    game.play()
-    reveal = game.seal("mosaic", [*FULL[:100], *OTHER[:100], *range(1000, 1050)])
-    game.play()
-    game.commit("rival", [*FULL[:100], *OTHER[:100], *range(2000, 2050)])
-    if has_left:
-        game.commit("a", range(3000, 3250))
-        game.commit("b", range(4000, 4250))
-    if not is_at_once:
-        game.play(2)
+    game = start_with_sources()
+    reveal = game.seal("mosaic", MOSAIC)
+    commit_rival(game, is_at_once=is_at_once, has_left=has_left)
     reveal()
     refused = [duplicates_of(game.play()) for _ in range(3)]
     assert refused[-1] == {"mosaic": "rival"} and not any("rival" in copies for copies in refused)
