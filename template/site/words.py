@@ -7,6 +7,7 @@ from template.competition import Reward
 from template.receipts.round_file import RoundHeader, TableLine, WeightsLine
 from template.records import LedgerLine
 from template.rules.entries import MISSING
+from template.rules.leaderboard import COUNTS_LATER
 from template.rules.ledger import live_records, paid_loss
 
 # Verdicts besides the reasons of a rejection.
@@ -41,8 +42,7 @@ def explain_verdict(line: TableLine, header: RoundHeader, own: LedgerLine | None
         return Verdict(line.reason.value, f"{_sentence(line.message or 'rejected')}{again}")
     needed = header.incentives.evaluations
     if line.runs == 0:
-        seen = "" if line.digest is not None else " and not downloaded"
-        return Verdict(WAITING, f"Not evaluated{seen} yet.")
+        return Verdict(WAITING, _explain_wait(line, header))
     if own is None:
         return Verdict(RUNNING, f"{line.runs} of {needed} evaluations are done. A dataset is paid after all of them.")
     epsilon, gap = header.incentives.epsilon, own.frontier - own.loss
@@ -55,6 +55,28 @@ def explain_verdict(line: TableLine, header: RoundHeader, own: LedgerLine | None
     else:
         text = f"Its loss {own.loss:.6f} is only {gap:.6f} below the best loss before it, and no more than {epsilon:g}."
     return Verdict(CONFIRMED, f"{text} So it is no record and adds no credit.")
+
+
+def _explain_wait(line: TableLine, header: RoundHeader) -> str:
+    """Say what a dataset without an evaluation waits for, and how many are before it."""
+    if line.message.startswith(COUNTS_LATER):
+        return f"Not evaluated yet: it {line.message}."
+    if line.digest is None and line.hotkey in header.missing:
+        return "Not downloaded yet: its file is not on the Hub."
+    step = "downloaded" if line.digest is None else "evaluated"
+    blocks = {entry.hotkey: entry.commit_block for entry in header.entries}
+    earlier = sum(
+        other.reason is None
+        and other.runs == 0
+        and (other.digest is None) == (line.digest is None)
+        and not other.message.startswith(COUNTS_LATER)
+        and blocks.get(other.hotkey, 0) < blocks.get(line.hotkey, 0)
+        for other in header.table
+    )
+    text = "One dataset that was committed earlier waits too."
+    if earlier != 1:
+        text = f"{earlier or 'No'} datasets that were committed earlier wait{' too' if earlier else ''}."
+    return f"Not {step} yet. {text}"
 
 
 def _explain_record(own: LedgerLine, epsilon: float) -> str:

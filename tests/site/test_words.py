@@ -1,0 +1,53 @@
+"""The sentences about a dataset that waits."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from template.receipts.files import read_header
+from template.receipts.round_file import RoundHeader
+from template.site.words import WAITING, explain_verdict
+from tests.fixtures.season import Season
+
+
+@pytest.fixture(scope="module")
+def header(tmp_path_factory: pytest.TempPathFactory) -> RoundHeader:
+    """Return a round in which nothing is evaluated, of datasets committed one block after another."""
+    (path,) = Season(5).write(tmp_path_factory.mktemp("season"), 1)
+    header, _ = read_header(path)
+    table = [dataclasses.replace(line, runs=0, mean=None, loss=None, weight=0.0) for line in header.table]
+    entries = [dataclasses.replace(line, commit_block=line.uid) for line in header.entries]
+    table.sort(key=lambda line: line.uid)
+    return dataclasses.replace(header, table=tuple(table), entries=tuple(entries), ledger=(), evaluations=())
+
+
+def explain(header: RoundHeader, *unread: int, uid: int, message: str = "") -> str:
+    """Return what is said about the dataset of a uid, with `message`, where `unread` are not downloaded."""
+    table = [dataclasses.replace(line, digest=None) if line.uid in unread else line for line in header.table]
+    line = dataclasses.replace(table[uid], message=message)
+    verdict = explain_verdict(line, dataclasses.replace(header, table=tuple(table)), None)
+    assert verdict.code == WAITING
+    return verdict.why
+
+
+@pytest.mark.parametrize(("uid", "before"), [(0, "No datasets"), (1, "One dataset"), (4, "4 datasets")])
+def test_waiting_dataset_is_told_how_many_are_before_it(header: RoundHeader, uid: int, before: str) -> None:
+    why = explain(header, uid=uid)
+    assert why.startswith(f"Not evaluated yet. {before} that w") and "committed earlier wait" in why
+
+
+def test_unread_dataset_waits_behind_unread_ones_alone(header: RoundHeader) -> None:
+    why = explain(header, 1, 2, 4, uid=4)
+    assert why == "Not downloaded yet. 2 datasets that were committed earlier wait too."
+
+
+def test_dataset_that_counts_later_is_told_the_block(header: RoundHeader) -> None:
+    why = explain(header, 3, uid=3, message="counts from block 7560")
+    assert why == "Not evaluated yet: it counts from block 7560."
+
+
+def test_dataset_without_a_file_is_told_so(header: RoundHeader) -> None:
+    (hotkey,) = (line.hotkey for line in header.table if line.uid == 2)
+    why = explain(dataclasses.replace(header, missing=(hotkey,)), 1, 2, uid=2)
+    assert why == "Not downloaded yet: its file is not on the Hub."
