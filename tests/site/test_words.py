@@ -1,7 +1,6 @@
 """The sentences about a dataset that waits."""
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 
