@@ -18,9 +18,6 @@ from template.rules.stands import align
 # Failures of this machine after which a submission is suspended until its `next_at`.
 MAX_HOST_FAILURES = 3
 
-# Failures of the network after which weights no longer wait for a submission: some four hours of retries.
-MAX_REMOTE_FAILURES = 12
-
 # Longest pause between two attempts to set weights, in blocks.
 MAX_WEIGHTS_PAUSE_BLOCKS = 16
 
@@ -256,19 +253,25 @@ def _next_work(state: State, current: Round, view: ChainView, now: float, policy
     if fetch is not None:
         return fetch
     if current.evaluations is None:
-        awaited = [key for key in _unread(state, current, now) if _may_arrive(state, key)]
-        # A file that did not come at the first try may never come, so the plan does not wait for it. A missed round
-        # has no deadline for weights.
         closing = closing_block(current, policy)
-        if awaited and (view.block < closing or current.opened_block >= closing):
+        # It has no deadline for weights.
+        is_missed = current.opened_block >= closing
+        # A file that did not come at the first try may never come: a few repos that hang would hold every evaluation
+        # back.
+        awaited = [
+            key
+            for key in _unread(state, current, now)
+            if not _has_failed(state, key) or (is_missed and key in state.downloading)
+        ]
+        if awaited and (is_missed or view.block < closing):
             return Wait(f"{len(state.downloading)} of {len(awaited)} downloads running")
         return PlanRound()
     return _next_evaluation(state, current.evaluations, now)
 
 
-def _may_arrive(state: State, key: SubmissionKey) -> bool:
-    """Check that a download is running or has not failed yet."""
-    return key in state.downloading or key not in state.retry_states or not state.retry_states[key].remote_failures
+def _has_failed(state: State, key: SubmissionKey) -> bool:
+    """Check that a download has failed since the file was last read."""
+    return key in state.retry_states and state.retry_states[key].remote_failures > 0
 
 
 def _unread(state: State, current: Round, now: float) -> list[SubmissionKey]:
@@ -340,7 +343,7 @@ def _next_evaluation(state: State, evaluations: Sequence[RoundEvaluation], now: 
     ]
     if due and state.idle_workers > 0:
         return EvaluateDataset(due[0])
-    if any(evaluation.key in state.missing_files and _may_arrive(state, evaluation.key) for evaluation in to_do):
+    if any(evaluation.key in state.missing_files and not _has_failed(state, evaluation.key) for evaluation in to_do):
         return Wait("a file is downloaded again")
     if not ready and not state.running:
         return None

@@ -96,6 +96,7 @@ def test_plan_waits_for_first_downloads_only() -> None:
     assert isinstance(choose(state, at(100)), Wait)
     assert choose(replace(state, downloading=frozenset(), retry_states={A: RESTING}), at(100)) == PlanRound()
     assert choose(state, at(410)) == SetWeights(), "weights are due"
+    assert choose(replace(state, retry_states={A: FAILED}), at(100)) == PlanRound(), "a second try runs"
     settled = replace(state, intents=[], has_leaderboard=True)
     assert choose(settled, at(410), replace(POLICY, sets_weights=False)) == PlanRound()
 

@@ -48,8 +48,9 @@ def weights(world: World) -> "enumerate[tuple[int, object]]":
     return enumerate(world.actions(SetWeights))
 
 
-def test_withheld_files_delay_neither_evaluations_nor_weights() -> None:
-    world = World(downloads=8, fetch_blocks=1, work_blocks=0)
+@pytest.mark.parametrize("fetch_blocks", [1, 10], ids=["refused", "hanging"])
+def test_withheld_files_delay_neither_evaluations_nor_weights(fetch_blocks: int) -> None:
+    world = World(downloads=8, fetch_blocks=fetch_blocks, work_blocks=0)
     entered = keys(40)
     world.withheld = set(entered[::2])
     world.enter(*entered)
