@@ -256,12 +256,12 @@ def _next_work(state: State, current: Round, view: ChainView, now: float, policy
         closing = closing_block(current, policy)
         # It has no deadline for weights.
         is_missed = current.opened_block >= closing
-        # A file that did not come at the first try may never come: a few repos that hang would hold every evaluation
-        # back.
+        # A file that did not come at the first try may never come: repos that hang would hold every evaluation back.
+        waits_for_retries = is_missed or view.block < (current.start_block + closing) // 2
         awaited = [
             key
             for key in _unread(state, current, now)
-            if not _has_failed(state, key) or (is_missed and key in state.downloading)
+            if not _has_failed(state, key) or (waits_for_retries and key in state.downloading)
         ]
         if awaited and (is_missed or view.block < closing):
             return Wait(f"{len(state.downloading)} of {len(awaited)} downloads running")

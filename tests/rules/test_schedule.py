@@ -96,9 +96,15 @@ def test_plan_waits_for_first_downloads_only() -> None:
     assert isinstance(choose(state, at(100)), Wait)
     assert choose(replace(state, downloading=frozenset(), retry_states={A: RESTING}), at(100)) == PlanRound()
     assert choose(state, at(410)) == SetWeights(), "weights are due"
-    assert choose(replace(state, retry_states={A: FAILED}), at(100)) == PlanRound(), "a second try runs"
     settled = replace(state, intents=[], has_leaderboard=True)
     assert choose(settled, at(410), replace(POLICY, sets_weights=False)) == PlanRound()
+
+
+def test_plan_waits_for_retries_in_the_first_half_only() -> None:
+    state = make_state(A, B, downloading=frozenset([A]), datasets={B: ()}, retry_states={A: FAILED}, available_slots=0)
+    middle = (state.round.start_block + 410) // 2 if state.round else 0
+    assert isinstance(choose(state, at(middle - 1)), Wait)
+    assert choose(state, at(middle)) == PlanRound()
 
 
 def test_withheld_file_is_waited_for_by_nobody() -> None:
