@@ -282,7 +282,7 @@ def _malformed(message: str) -> SubmissionError:
     return SubmissionError(Reason.MALFORMED, message)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # a frozen one takes twice as long to make, and a file can hold eight million
 class _Number:
     """A number as written; no field holds a number, and converting a long one is slow."""
 
