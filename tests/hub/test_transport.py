@@ -37,6 +37,14 @@ def test_redirect_from_https_to_another_scheme_is_refused(url: str) -> None:
         request(url, "https://8.8.8.8")
 
 
+def test_header_that_never_ends_frees_its_connection(server: FaultyHub) -> None:
+    set_faults(server.store.root, HubFault(kind=FaultKind.HEADER_DRIP, seconds=0.0001))
+    started = time.monotonic()
+    with pytest.raises(RemoteError, match="in the time allowed"):
+        request(f"{server.endpoint}/x", server.endpoint, seconds=0.3)
+    assert time.monotonic() - started < 2.0
+
+
 def test_slow_upload_ends_at_its_deadline() -> None:
     over = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listener:
