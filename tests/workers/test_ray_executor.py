@@ -1,6 +1,7 @@
 """Evaluations in a real Ray cluster of two nodes, with losses of both.
 
-Nodes and workers take seconds to start, so the tests share them, in this order.
+Nodes and workers take seconds to start, so the tests share them. pytest-xdist may run any of them in another process,
+so none relies on one before it.
 """
 
 import dataclasses
@@ -91,6 +92,11 @@ def open_executor(
 ) -> closing[RayExecutor]:
     options = RayConfig(address=address or cluster.address, workers=workers, gpus_per_worker=0)
     return closing(RayExecutor(evaluator, options, timeouts=EAGER))
+
+
+def drivers() -> set[int]:
+    """Return the drivers of all open executors, `shared` among them if a test before this one opened it."""
+    return set(children("template.workers.ray_driver"))
 
 
 def running_on(executor: RayExecutor) -> dict[str, SubmissionKey]:
@@ -189,7 +195,7 @@ def test_close_ends_actors_and_children_and_deletes_files(
     actor = actors(logged)[node]
     scoring = child_of(actor)
     shared.close()
-    assert children("template.workers.ray_driver") == []
+    assert drivers() == set()
     until(lambda: not is_alive(actor) and not is_alive(scoring))
     assert list(cluster.folder.glob("dataset-worker-*")) == [] and cluster.processes()
     shared.close()
@@ -205,6 +211,7 @@ def test_killed_child_or_driver_is_replaced(
         (actor,) = set(actors(logged).values()) - set(before.values())
         return actor
 
+    others = drivers()
     with open_executor(dataclasses.replace(remote, model_path=tmp_path / "absent"), cluster) as executor:
         actor = start(executor)
         os.kill(child_of(actor), signal.SIGKILL)
@@ -213,7 +220,7 @@ def test_killed_child_or_driver_is_replaced(
         until(lambda: not is_alive(actor))
 
         actor = start(executor)
-        (driver,) = children("template.workers.ray_driver")
+        (driver,) = drivers() - others
         os.kill(driver, signal.SIGKILL)
         with pytest.raises(RemoteError, match="is the cluster gone"):
             ready(executor)
@@ -222,7 +229,7 @@ def test_killed_child_or_driver_is_replaced(
         # The next driver starts a worker, whose error names its node.
         with pytest.raises(ConfigError, match=rf"^node \w{{16}}: --model_path {tmp_path}/absent"):
             ready(executor)
-        assert children("template.workers.ray_driver") not in ([], [driver])
+        assert drivers() - others not in (set(), {driver})
 
 
 def test_validator_with_ray_workers_completes_a_round(net: Net, cluster: Cluster, tiny_model: Path) -> None:
@@ -248,7 +255,8 @@ def test_missing_cluster_is_a_config_error(remote: Evaluator, cluster: Cluster) 
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{closed.getsockname()[1]}"
+    others = drivers()
     with open_executor(remote, cluster, address=address) as executor:
         with pytest.raises(ConfigError, match=f"--ray.address {address}: no cluster"):
             ready(executor)
-        until(lambda: children("template.workers.ray_driver") == [])
+        until(lambda: drivers() == others)
