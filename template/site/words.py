@@ -4,13 +4,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from template.competition import Reward
+from template.constants import DROPPED_MARK
 from template.receipts.round_file import RoundHeader, TableLine, WeightsLine
 from template.records import LedgerLine
 from template.rules.entries import MISSING
 from template.rules.ledger import live_records, paid_loss
 
 # Verdicts besides the reasons of a rejection.
-RECORD, CONFIRMED, RUNNING, WAITING = "record", "confirmed", "in_progress", "waiting"
+RECORD, CONFIRMED, RUNNING, DROPPED, WAITING = "record", "confirmed", "in_progress", "dropped", "waiting"
 
 # Records of a paid hotkey that are described.
 _SHOWN_RECORDS = 2
@@ -18,14 +19,14 @@ _SHOWN_RECORDS = 2
 
 @dataclass(frozen=True)
 class Verdict:
-    """code: a `Reason`, or one of the four above. why: sentences."""
+    """code: a `Reason`, or one of the five above. why: sentences."""
 
     code: str
     why: str
 
     @property
     def is_rejection(self) -> bool:
-        return self.code not in (RECORD, CONFIRMED, RUNNING, WAITING)
+        return self.code not in (RECORD, CONFIRMED, RUNNING, DROPPED, WAITING)
 
 
 def ledger_line(line: TableLine, header: RoundHeader) -> LedgerLine | None:
@@ -43,6 +44,8 @@ def explain_verdict(line: TableLine, header: RoundHeader, own: LedgerLine | None
     if line.runs == 0:
         seen = "" if line.digest is not None else " and not downloaded"
         return Verdict(WAITING, f"Not evaluated{seen} yet.")
+    if own is None and DROPPED_MARK in line.message:
+        return Verdict(DROPPED, f"{_sentence(line.message)} So validators evaluate it no more.")
     if own is None:
         return Verdict(RUNNING, f"{line.runs} of {needed} evaluations are done. A dataset is paid after all of them.")
     epsilon, gap = header.incentives.epsilon, own.frontier - own.loss

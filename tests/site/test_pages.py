@@ -15,6 +15,7 @@ from template.site.archive import History, file_name, round_name
 from template.site.extract import Extract, extract_round
 from template.site.pages import Site
 from template.site.render import ASSETS, read_asset
+from template.site.words import Verdict, explain_verdict
 from tests.fixtures.hostile import BIDI, FORMULA, TEXTS, make_hostile
 from tests.fixtures.season import PERIOD, Season
 
@@ -64,6 +65,12 @@ def test_start_page_says_who_is_paid_for_what_since_when(site: dict[str, bytes],
     body = page[page.index('id="paid"') : page.index('id="others"')]
     assert paid and all(f"hotkeys/{line.hotkey}.html" in body for line in paid)
     assert body.count("The record of block ") >= len(paid) and body.count("since block ") == len(paid)
+
+
+def test_dropped_dataset_is_told_why(newest: RoundHeader) -> None:
+    text = "2 of 8 evaluations, dropped: more are unlikely to bring its loss 6.200000 below 6.1, where pay begins"
+    verdict = explain_verdict(dataclasses.replace(newest.table[0], reason=None, message=text), newest, None)
+    assert verdict == Verdict("dropped", f"{text}. So validators evaluate it no more.")
 
 
 def test_each_hotkey_and_round_has_a_page(site: dict[str, bytes], paths: list[Path], newest: RoundHeader) -> None:

@@ -46,7 +46,7 @@
 
   function pill(index) {
     const code = names.verdicts[index];
-    const kinds = { record: "good", confirmed: "flat", in_progress: "busy", waiting: "busy" };
+    const kinds = { record: "good", confirmed: "flat", dropped: "flat", in_progress: "busy", waiting: "busy" };
     return make("span", "pill " + (kinds[code] || "bad"), names.labels[index]);
   }
 
