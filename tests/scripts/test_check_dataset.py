@@ -207,6 +207,7 @@ def test_later_duplicate_of_the_committed_file_is_ok(net: Net) -> None:
 
 
 def test_unusable_commitments_are_counted_by_reason(net: Net) -> None:
+    net.chain("validator").announce_rounds("validator/rounds")
     for name in ("elsewhere", "torn", "gone", "left"):
         make_hotkey(net.parts, name)
         net.admin.register(net.hotkey(name))
