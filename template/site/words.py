@@ -1,10 +1,12 @@
 """Say in words why a dataset has its verdict, loss and weight. Pure."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from template.competition import Reward
-from template.constants import DROPPED_MARK
+from template.constants import DAY_BLOCKS, DROPPED_MARK, MAX_SHARED_PERCENT
+from template.errors import Reason
 from template.receipts.round_file import RoundHeader, TableLine, WeightsLine
 from template.records import LedgerLine
 from template.rules.entries import MISSING
@@ -12,6 +14,9 @@ from template.rules.ledger import live_records, paid_loss
 
 # Verdicts besides the reasons of a rejection.
 RECORD, CONFIRMED, RUNNING, DROPPED, WAITING = "record", "confirmed", "in_progress", "dropped", "waiting"
+
+# What the message of a duplicate says about the earlier dataset besides its hotkey: digest and block.
+_COPIED_DATASET = re.compile(r" \(rows [0-9a-f]{12}, block ([0-9]+)\)$")
 
 # Records of a paid hotkey that are described.
 _SHOWN_RECORDS = 2
@@ -38,8 +43,8 @@ def ledger_line(line: TableLine, header: RoundHeader) -> LedgerLine | None:
 def explain_verdict(line: TableLine, header: RoundHeader, own: LedgerLine | None) -> Verdict:
     """Return the verdict on a dataset, and why. own: its line in the ledger."""
     if line.reason is not None:
-        again = " The validator looks for the file again." if line.reason in MISSING else ""
-        return Verdict(line.reason.value, f"{_sentence(line.message or 'rejected')}{again}")
+        text = _COPIED_DATASET.sub(r", which counts since block \1", line.message or "rejected")
+        return Verdict(line.reason.value, f"{_sentence(text)}{_explain_rule(line.reason)}")
     needed = header.incentives.evaluations
     if line.runs == 0:
         seen = "" if line.digest is not None else " and not downloaded"
@@ -60,9 +65,17 @@ def explain_verdict(line: TableLine, header: RoundHeader, own: LedgerLine | None
     return Verdict(CONFIRMED, f"{text} So it is no record and adds no credit.")
 
 
+def _explain_rule(reason: Reason) -> str:
+    if reason in MISSING:
+        return " The validator looks for the file again."
+    if reason is Reason.DUPLICATE:
+        return f" Of a dataset's different rows, at most {MAX_SHARED_PERCENT}% may be in one earlier dataset."
+    return ""
+
+
 def _explain_record(own: LedgerLine, epsilon: float) -> str:
-    beyond = f"What exceeds the first {epsilon:g}" if epsilon else "That"
-    return f"{beyond} adds {own.credit:.4f} to the score, which is its credit."
+    paid = f"All but the first {epsilon:g} of that is paid" if epsilon else "That is paid"
+    return f"{paid}: it adds {own.credit:.4f} to the score, which is the record's credit."
 
 
 def explain_loss(line: TableLine, header: RoundHeader) -> str:
@@ -75,7 +88,7 @@ def explain_loss(line: TableLine, header: RoundHeader) -> str:
     text = f"The mean of {line.runs} evaluations is {line.mean:.6f}, with a spread of {line.spread:.6f}."
     if penalty > 0.0:
         return f"{text} The spread is above {header.incentives.sd:g}, which adds {penalty:.6f}."
-    return f"{text} The spread adds nothing."
+    return f"{text} That is no more than {header.incentives.sd:g}, so it adds nothing."
 
 
 def explain_weight(line: TableLine, header: RoundHeader) -> str:
@@ -98,10 +111,37 @@ def _explain_credit(line: TableLine, header: RoundHeader) -> str:
     own = [(record, credit) for record, credit in live if record.hotkey == line.hotkey]
     if line.weight <= 0.0:
         return "The hotkey has a record and is not paid now." if own else "The hotkey has no record, so no credit."
-    text = f"Its credit {line.credit:.4f} is {line.weight:.2%} of all credits, {total:.4f}."
-    listed = ", ".join(f"{credit:.4f} of the record of block {record.rank_block}" for record, credit in own)
-    half_life = header.incentives.half_life_blocks
-    return f"{text} It is the sum of: {listed}. A credit halves every {half_life:,} blocks."
+    text = f"Its credit {line.credit:.4f} is {line.weight:.2%} of the credits of all hotkeys, {total:.4f}."
+    left = [f"{credit:.4f} of {record.credit:.4f} (the record of block {record.rank_block})" for record, credit in own]
+    return f"{text} A credit halves every {_half_life(header)}. Now there is left: {', '.join(left)}."
+
+
+def explain_pay(header: RoundHeader) -> str:
+    """Say how weights are earned in this competition."""
+    competition, rules = header.competition, header.incentives
+    losses = (
+        f"Validators train the same model on every dataset and measure the loss on the competition's evaluation set, in"
+        f" {_count(rules.evaluations, 'run')} with a seed each. A lower loss is better. The score grows from"
+        f" {competition.bheight:g} at the benchmark, a loss of {competition.bench:g}, to 1 at {competition.minb:g}."
+    )
+    if rules.reward is Reward.PROPORTIONAL:
+        return f"{losses} A weight is the share of a dataset's score in the sum of all scores."
+    record = (
+        f"A dataset that is better than the benchmark and than all datasets before it, by more than {rules.epsilon:g},"
+        " is a record."
+    )
+    if rules.reward is Reward.WINNER:
+        return f"{losses} {record} The newest record has all weight."
+    credit = (
+        f"Its credit is what the improvement, without its first {rules.epsilon:g}, adds to the score. A credit halves"
+        f" every {_half_life(header)}. A weight is a hotkey's share of all credits."
+    )
+    return f"{losses} {record} {credit}"
+
+
+def _half_life(header: RoundHeader) -> str:
+    blocks = header.incentives.half_life_blocks
+    return f"{blocks:,} blocks ({blocks / DAY_BLOCKS:.3g} days)"
 
 
 def paid_for(line: TableLine, header: RoundHeader) -> str:

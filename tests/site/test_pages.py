@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from template.competition import Reward
 from template.receipts.files import read_header
 from template.receipts.round_file import RoundHeader
 from template.site.archive import History, file_name, round_name
@@ -71,6 +72,16 @@ def test_dropped_dataset_is_told_why(newest: RoundHeader) -> None:
     text = "2 of 8 evaluations, dropped: more are unlikely to bring its loss 6.200000 below 6.1, where pay begins"
     verdict = explain_verdict(dataclasses.replace(newest.table[0], reason=None, message=text), newest, None)
     assert verdict == Verdict("dropped", f"{text}. So validators evaluate it no more.")
+
+
+@pytest.mark.parametrize("reward", list(Reward))
+def test_start_page_says_how_a_weight_is_earned(newest: RoundHeader, reward: Reward, folder: Path) -> None:
+    rules = dataclasses.replace(newest.incentives, reward=reward)
+    header = dataclasses.replace(newest, incentives=rules)
+    page = build(History([extract_round(header, [], "name", None)], header, None), folder=folder)["index.html"].decode()
+    text = page[page.index('id="how"') :]
+    assert "in 8 runs with a seed each" in text and f"a loss of {header.competition.bench:g}," in text
+    assert ("A credit halves every 100,800 blocks (14 days)" in text) == (reward is Reward.IMPROVEMENT)
 
 
 def test_each_hotkey_and_round_has_a_page(site: dict[str, bytes], paths: list[Path], newest: RoundHeader) -> None:
