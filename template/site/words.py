@@ -50,7 +50,8 @@ def explain_verdict(line: TableLine, header: RoundHeader, own: LedgerLine | None
         seen = "" if line.digest is not None else " and not downloaded"
         return Verdict(WAITING, f"Not evaluated{seen} yet.")
     if own is None and DROPPED_MARK in line.message:
-        return Verdict(DROPPED, f"{_sentence(line.message)} So validators evaluate it no more.")
+        done, _, why = line.message.partition(DROPPED_MARK)
+        return Verdict(DROPPED, f"{done} are done. {_sentence(why)} So validators evaluate it no more.")
     if own is None:
         return Verdict(RUNNING, f"{line.runs} of {needed} evaluations are done. A dataset is paid after all of them.")
     epsilon, gap = header.incentives.epsilon, own.frontier - own.loss

@@ -69,9 +69,10 @@ def test_start_page_says_who_is_paid_for_what_since_when(site: dict[str, bytes],
 
 
 def test_dropped_dataset_is_told_why(newest: RoundHeader) -> None:
-    text = "2 of 8 evaluations, dropped: more are unlikely to bring its loss 6.200000 below 6.1, where pay begins"
-    verdict = explain_verdict(dataclasses.replace(newest.table[0], reason=None, message=text), newest, None)
-    assert verdict == Verdict("dropped", f"{text}. So validators evaluate it no more.")
+    message = "2 of 8 evaluations, dropped: more are unlikely to bring its loss 6.2 below 6.1, where pay begins"
+    verdict = explain_verdict(dataclasses.replace(newest.table[0], reason=None, message=message), newest, None)
+    text = "2 of 8 evaluations are done. More are unlikely to bring its loss 6.2 below 6.1, where pay begins."
+    assert verdict == Verdict("dropped", f"{text} So validators evaluate it no more.")
 
 
 @pytest.mark.parametrize("reward", list(Reward))
