@@ -98,7 +98,7 @@ def read_ledger(contents: Iterable[Content], competition: Competition, incentive
 def record_credit(loss: float, frontier: float, competition: Competition, incentives: Incentives) -> float | None:
     """Return the score that a record adds beyond `epsilon`; None for a loss that is no record.
 
-    The first `epsilon` is not paid. Otherwise many tries at a smaller improvement would pay: luck adds the rest.
+    An `epsilon` of each improvement is not paid. Otherwise many tries at a smaller one would pay: luck adds the rest.
     """
     credit = score_of(loss + incentives.epsilon, competition) - score_of(frontier, competition)
     return credit if credit > 0.0 else None

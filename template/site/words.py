@@ -70,13 +70,13 @@ def _explain_rule(reason: Reason) -> str:
     if reason in MISSING:
         return " The validator looks for the file again."
     if reason is Reason.DUPLICATE:
-        return f" Of a dataset's different rows, at most {MAX_SHARED_PERCENT}% may be in one earlier dataset."
+        return f" At most {MAX_SHARED_PERCENT}% of a dataset's distinct rows may be in one earlier dataset."
     return ""
 
 
 def _explain_record(own: LedgerLine, epsilon: float) -> str:
-    paid = f"All but the first {epsilon:g} of that is paid" if epsilon else "That is paid"
-    return f"{paid}: it adds {own.credit:.4f} to the score, which is the record's credit."
+    paid = f"its loss plus {epsilon:g}" if epsilon else "its loss"
+    return f"The score of {paid} is {own.credit:.4f} above the score of that best loss: this is the record's credit."
 
 
 def explain_loss(line: TableLine, header: RoundHeader) -> str:
@@ -86,10 +86,10 @@ def explain_loss(line: TableLine, header: RoundHeader) -> str:
     if line.spread is None:
         return f"It is of {_count(line.runs, 'evaluation')}."
     penalty = paid_loss(line.mean, line.spread, line.runs, header.incentives.sd) - line.mean
-    text = f"The mean of {line.runs} evaluations is {line.mean:.6f}, with a spread of {line.spread:.6f}."
+    text = f"The mean of {line.runs} evaluations is {line.mean:.6f}, their standard deviation {line.spread:.6f}."
     if penalty > 0.0:
-        return f"{text} The spread is above {header.incentives.sd:g}, which adds {penalty:.6f}."
-    return f"{text} That is no more than {header.incentives.sd:g}, so it adds nothing."
+        return f"{text} That is more than {header.incentives.sd:g}, which adds {penalty:.6f} to the loss."
+    return f"{text} Only more than {header.incentives.sd:g} would add to the loss."
 
 
 def explain_weight(line: TableLine, header: RoundHeader) -> str:
@@ -113,29 +113,35 @@ def _explain_credit(line: TableLine, header: RoundHeader) -> str:
     if line.weight <= 0.0:
         return "The hotkey has a record and is not paid now." if own else "The hotkey has no record, so no credit."
     text = f"Its credit {line.credit:.4f} is {line.weight:.2%} of the credits of all hotkeys, {total:.4f}."
-    left = [f"{credit:.4f} of {record.credit:.4f} (the record of block {record.rank_block})" for record, credit in own]
-    return f"{text} A credit halves every {_half_life(header)}. Now there is left: {', '.join(left)}."
+    left = [f"{credit:.4f} of {record.credit:.4f} since block {record.rank_block}" for record, credit in own]
+    halving = f"A credit halves every {_half_life(header)} from the block since which its dataset counts"
+    return f"{text} {halving}: {', '.join(left)} is left."
 
 
 def explain_pay(header: RoundHeader) -> str:
     """Say how weights are earned in this competition."""
     competition, rules = header.competition, header.incentives
     losses = (
-        f"Validators train the same model on every dataset and measure the loss on the competition's evaluation set, in"
-        f" {_count(rules.evaluations, 'run')} with a seed each. A lower loss is better. The score grows from"
-        f" {competition.bheight:g} at the benchmark, a loss of {competition.bench:g}, to 1 at {competition.minb:g}."
+        "A dataset is a choice of rows of the competition's evaluation set. One that shares more than"
+        f" {MAX_SHARED_PERCENT}% of its rows with an earlier one is a duplicate. Validators train the same model on"
+        " every other dataset and measure the loss on the whole evaluation set, in"
+        f" {_count(rules.evaluations, 'run')} with a seed each. A lower loss is better. From the benchmark,"
+        f" {competition.bench:g}, down to {competition.minb:g}, a loss L scores {competition.bheight:g} +"
+        f" {1.0 - competition.bheight:g} (({competition.bench:g} - L) / {competition.bench - competition.minb:g})"
+        f"^{competition.pow:g}."
     )
     if rules.reward is Reward.PROPORTIONAL:
         return f"{losses} A weight is the share of a dataset's score in the sum of all scores."
     record = (
         f"A dataset that is better than the benchmark and than all datasets before it, by more than {rules.epsilon:g},"
-        " is a record."
+        " is a record. The order is that of the rounds in which they were first committed and readable, then of their"
+        " commit blocks."
     )
     if rules.reward is Reward.WINNER:
         return f"{losses} {record} The newest record has all weight."
     credit = (
-        f"Its credit is what the improvement, without its first {rules.epsilon:g}, adds to the score. A credit halves"
-        f" every {_half_life(header)}. A weight is a hotkey's share of all credits."
+        f"Its credit is the score of its loss plus {rules.epsilon:g}, minus the score of the best loss before it. A"
+        f" credit halves every {_half_life(header)}. A weight is a hotkey's share of all credits."
     )
     return f"{losses} {record} {credit}"
 
@@ -152,8 +158,8 @@ def paid_for(line: TableLine, header: RoundHeader) -> str:
     live = live_records(header.start_block, header.ledger, header.registrations, header.incentives)
     own = [record for record, _ in live if record.hotkey == line.hotkey][::-1]
     texts = [
-        f"The record of block {record.rank_block}: loss {record.loss:.6f}, {record.frontier - record.loss:.6f} better"
-        " than any before."
+        f"A record that counts since block {record.rank_block}: loss {record.loss:.6f},"
+        f" {record.frontier - record.loss:.6f} better than any before."
         for record in own[:_SHOWN_RECORDS]
     ]
     more = [f"And {_count(len(own) - _SHOWN_RECORDS, 'earlier record')}."] if len(own) > _SHOWN_RECORDS else []

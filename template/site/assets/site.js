@@ -143,7 +143,7 @@
     },
 
     "round-evaluations"() {
-      return table("The evaluations that were planned for this round.", [
+      return table("The evaluations that were planned for this round. Those that ended after its weights were made count from the next round on.", [
         ["Hotkey", "", (run) => hotkey(run[0])],
         ["Number", "num wide", (run) => String(run[1])],
         ["Seed", "num", (run) => String(run[2])],
