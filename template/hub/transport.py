@@ -105,9 +105,11 @@ class BoundedTransport(httpx2.BaseTransport):
     def _send_for_other_library(self, request: httpx2.Request, endpoint: str) -> httpx2.Response:
         if _is_file(request, httpx2.URL(endpoint)):
             return self._send(request, RequestBudget(math.inf, endpoint, _MAX_MODEL_FILE_BYTES))
+        budget = RequestBudget(time.monotonic() + _METADATA_S, endpoint, MAX_LISTING_BYTES)
         try:
-            response = self._send(request, RequestBudget(time.monotonic() + _METADATA_S, endpoint, MAX_LISTING_BYTES))
-            response.read()
+            response = self._send(request, budget)
+            with budget.activate():
+                response.read()
             return response
         except (RemoteError, httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError) as error:
             # The only error that all callers in transformers and huggingface_hub answer from the cache.

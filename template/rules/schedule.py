@@ -6,6 +6,7 @@ when the last `block_threshold` blocks begin. The round closes when its evaluati
 A validator that is new or was away works through the rounds that it missed, and sets no weights in them.
 """
 
+import math
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -17,6 +18,9 @@ from template.rules.stands import align
 
 # Failures of this machine after which a submission is suspended until its `next_at`.
 MAX_HOST_FAILURES = 3
+
+# Failed tries of a download after which a missed round is planned without it.
+_AWAITED_FAILURES = 2
 
 # Longest pause between two attempts to set weights, in blocks.
 MAX_WEIGHTS_PAUSE_BLOCKS = 16
@@ -253,25 +257,35 @@ def _next_work(state: State, current: Round, view: ChainView, now: float, policy
     if fetch is not None:
         return fetch
     if current.evaluations is None:
-        closing = closing_block(current, policy)
-        # It has no deadline for weights.
-        is_missed = current.opened_block >= closing
-        # A file that did not come at the first try may never come: repos that hang would hold every evaluation back.
-        waits_for_retries = is_missed or view.block < (current.start_block + closing) // 2
-        awaited = [
-            key
-            for key in _unread(state, current, now)
-            if not _has_failed(state, key) or (waits_for_retries and key in state.downloading)
-        ]
-        if awaited and (is_missed or view.block < closing):
-            return Wait(f"{len(state.downloading)} of {len(awaited)} downloads running")
-        return PlanRound()
+        awaited = _awaited(state, current, view, now, policy)
+        return Wait(f"{len(state.downloading)} of {len(awaited)} downloads running") if awaited else PlanRound()
     return _next_evaluation(state, current.evaluations, now)
 
 
-def _has_failed(state: State, key: SubmissionKey) -> bool:
-    """Check that a download has failed since the file was last read."""
-    return key in state.retry_states and state.retry_states[key].remote_failures > 0
+def _awaited(state: State, current: Round, view: ChainView, now: float, policy: Policy) -> list[SubmissionKey]:
+    """Return the downloads that the plan of the round waits for.
+
+    A file that did not come at the first try may never come, and repos that hang would hold every evaluation back. So
+    the plan waits for first tries, and for later ones that run, in the first half of the time until weights are due. A
+    missed round has no such time: it waits for a few tries of each.
+    """
+    closing = closing_block(current, policy)
+    if current.opened_block >= closing:
+        most: float = _AWAITED_FAILURES
+    elif view.block >= closing:
+        return []
+    else:
+        most = math.inf if view.block < (current.opened_block + closing) // 2 else 0
+    return [
+        key
+        for key in _unread(state, current, now)
+        if not (failures := _failures(state, key)) or (failures <= most and key in state.downloading)
+    ]
+
+
+def _failures(state: State, key: SubmissionKey) -> int:
+    """Return how often a download has failed since the file was last read."""
+    return state.retry_states[key].remote_failures if key in state.retry_states else 0
 
 
 def _unread(state: State, current: Round, now: float) -> list[SubmissionKey]:
@@ -301,7 +315,7 @@ def _fetch(state: State, current: Round, now: float) -> Action | None:
     ]
     if not wanted or state.available_slots <= 0:
         return None
-    wanted.sort(key=lambda key: retry_states[key].remote_failures if key in retry_states else 0)
+    wanted.sort(key=lambda key: _failures(state, key))
     return FetchDatasets(tuple(wanted[: state.available_slots]))
 
 
@@ -343,7 +357,7 @@ def _next_evaluation(state: State, evaluations: Sequence[RoundEvaluation], now: 
     ]
     if due and state.idle_workers > 0:
         return EvaluateDataset(due[0])
-    if any(evaluation.key in state.missing_files and not _has_failed(state, evaluation.key) for evaluation in to_do):
+    if any(evaluation.key in state.missing_files and not _failures(state, evaluation.key) for evaluation in to_do):
         return Wait("a file is downloaded again")
     if not ready and not state.running:
         return None

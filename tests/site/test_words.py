@@ -30,15 +30,19 @@ def explain(header: RoundHeader, *unread: int, uid: int, message: str = "") -> s
     return verdict.why
 
 
-@pytest.mark.parametrize(("uid", "before"), [(0, "No datasets"), (1, "One dataset"), (4, "4 datasets")])
-def test_waiting_dataset_is_told_how_many_are_before_it(header: RoundHeader, uid: int, before: str) -> None:
-    why = explain(header, uid=uid)
-    assert why.startswith(f"Not evaluated yet. {before} that w") and "committed earlier wait" in why
-
-
-def test_unread_dataset_waits_behind_unread_ones_alone(header: RoundHeader) -> None:
-    why = explain(header, 1, 2, 4, uid=4)
-    assert why == "Not downloaded yet. 2 datasets that were committed earlier wait too."
+@pytest.mark.parametrize(
+    ("unread", "uid", "expected"),
+    [
+        ((), 0, "Not evaluated yet. 4 other datasets wait for the same."),
+        ((1, 2, 4), 4, "Not downloaded yet. 2 other datasets wait for the same."),
+        ((1, 4), 4, "Not downloaded yet. 1 other dataset waits for the same."),
+        ((4,), 4, "Not downloaded yet."),
+    ],
+)
+def test_dataset_is_told_how_many_wait_for_the_same(
+    header: RoundHeader, unread: tuple[int, ...], uid: int, expected: str
+) -> None:
+    assert explain(header, *unread, uid=uid) == expected
 
 
 def test_dataset_that_counts_later_is_told_the_block(header: RoundHeader) -> None:
