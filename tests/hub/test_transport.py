@@ -48,6 +48,7 @@ def test_header_that_never_ends_frees_its_connection(server: FaultyHub) -> None:
 
 def test_chunk_header_that_never_ends_frees_its_connection(server: FaultyHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("template.hub.transport._METADATA_S", 0.3)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.endpoint)
     head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;"
     set_faults(server.store.root, HubFault(kind=FaultKind.RAW, body=head, rest="x", repeat=20_000, seconds=0.0001))
     started = time.monotonic()
