@@ -239,7 +239,7 @@ class Workbench:
         name = hashlib.sha256(canonical_json(inputs).encode()).hexdigest()[:16]
         home = files.check_folder(work_dir / "selection", "--work_dir")
         self._journal = Journal(home / f"{name}.jsonl")
-        self._features = home / f"{name}.safetensors"
+        self._features = home / name
         if len(self._journal):
             logger.info("evaluations recorded by earlier runs={}", len(self._journal))
 
@@ -259,13 +259,14 @@ class Workbench:
         """Compute the gradient features, or read those of an earlier run."""
         from template.training.row_features import RowFeatures
 
-        if self._features.is_file():
-            return RowFeatures.from_bytes(self._features.read_bytes())
+        path = self._features.with_name(f"{self._features.name}-{lucky_num}.safetensors")
+        if path.is_file():
+            return RowFeatures.from_bytes(path.read_bytes())
         logger.info("computing the gradients of {} rows", len(self.pool))
         content = self.pool.content(tuple(range(len(self.pool))))
         with progress_bar() as on_progress:
             features = self._evaluator.gradient_features(content, lucky_num, on_progress)
-        files.OutputFile(name=self._features.name, content=features.to_bytes(), mode=0o600).write(self._features.parent)
+        files.OutputFile(name=path.name, content=features.to_bytes(), mode=0o600).write(path.parent)
         return features
 
 

@@ -5,7 +5,8 @@ mean over all rows of the pool, which is the evaluation set. `match_target` choo
 
 Gradients: the idea, and the ranking by cosine, are those of LESS (https://arxiv.org/abs/2402.04333): the gradient of
 the adapter, projected at random to few numbers, predicts to first order how training on one row changes the loss of
-another. Adam divides an update by the gradient's root mean square, which is taken here for each tensor as a whole.
+another. Unlike there, the adapter is not trained before, and each tensor's gradients are scaled as a whole, so that all
+tensors weigh alike: Adam makes their steps alike, too.
 """
 
 import hashlib
@@ -15,8 +16,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import safetensors.torch
 import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
 
 from template.data.encoding import EncodedRow
 from template.data.rows import Row
@@ -44,11 +46,11 @@ class RowFeatures:
     @classmethod
     def from_bytes(cls, content: bytes) -> "RowFeatures":
         """Read what `to_bytes` returned."""
-        return cls(**safetensors.torch.load(content))
+        return cls(**load_tensors(content))
 
     def to_bytes(self) -> bytes:
         """Return the content of a safetensors file."""
-        return safetensors.torch.save(vars(self))
+        return save_tensors(vars(self))
 
     def similarity(self, rows: Sequence[int]) -> float:
         """Return the cosine of the sum of these rows with the target."""
@@ -113,7 +115,7 @@ def gradient_features(
             done_tokens += len(rows[index].input_ids)
             on_progress(Progress(stage="gradients", done=done_tokens, total=total_tokens))
     vectors = torch.stack(folded)  # (N, tensors, width)
-    # Both sides of a product are divided by the root of what Adam divides the one side by.
+    # A product of two rows is divided by the tensor's root mean square.
     scale = vectors.square().mean((0, 2), keepdim=True).pow(0.25)
     contributions = (vectors / scale.clamp_min(1e-30)).flatten(1)
     counts = torch.tensor([row.target_count for row in rows]).unsqueeze(1)
