@@ -92,8 +92,12 @@ def check_out(args: argparse.Namespace) -> None:
         raise ConfigError(f"--out {args.out}: {problem}")
 
 
-def check_wallet(args: argparse.Namespace) -> None:
-    """Check the wallet, if one is named. Raises: ConfigError."""
+def check_hotkey(args: argparse.Namespace) -> None:
+    """Check --hotkey, or the wallet if one is named. Raises: ConfigError."""
+    if args.hotkey and args.netuid is None:
+        raise ConfigError("--hotkey names whose dataset is no duplicate: it needs --netuid")
+    if args.hotkey and cli.has_wallet(args):
+        raise ConfigError("--hotkey and --wallet.* exclude each other")
     if args.netuid is not None and cli.has_wallet(args):
         cli.check_wallet(cli.name_wallet(args))
 
@@ -108,7 +112,7 @@ CHECKS: tuple[Check, ...] = (
     lambda args: check_count("--rows", args.rows),
     lambda args: check_count("--seeds", args.seeds),
     check_out,
-    check_wallet,
+    check_hotkey,
     cli.check_chain,
 )
 
@@ -208,7 +212,6 @@ def read_others(args: argparse.Namespace, competition: Competition, index: EvalS
     """Return the pool's rows in each other hotkey's committed dataset."""
     from template.miner.competitors import fetch_competitors
 
-    hotkey = args.hotkey
     with cli.open_reader(args) as chain:
         view = chain.view()
         hotkey = chain.hotkey if cli.has_wallet(args) else args.hotkey

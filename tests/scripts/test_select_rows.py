@@ -76,6 +76,18 @@ def test_search_continues_from_its_journal(found: dict[str, Any], desk: Desk, tm
     assert (tmp_path / "again.jsonl").read_bytes() == Path(found["out"]).read_bytes()
 
 
+def test_larger_budget_continues_the_search(found: dict[str, Any], desk: Desk, tmp_path: Path) -> None:
+    more = search(desk, tmp_path / "more.jsonl", "--evaluations", 13)
+    done = len(found["trials"]) - 1
+    assert more["trials"][:done] == found["trials"][:done] and more["evaluations"] == 13
+
+
+def test_nothing_is_written_before_an_evaluation(desk: Desk, tmp_path: Path) -> None:
+    ended = run(desk, tmp_path / "none.jsonl", "--minutes", 1e-6, "--seed", 1)
+    assert ended.status == 3 and "spent before the first evaluation" in ended.logs[-1]
+    assert not (tmp_path / "none.jsonl").exists()
+
+
 def test_table_is_plain_where_stdout_is_no_terminal(found: dict[str, Any], desk: Desk, tmp_path: Path) -> None:
     ended = run(desk, tmp_path / "plain.jsonl", "--evaluations", 11)
     head, *lines = ended.output.splitlines()
@@ -96,9 +108,15 @@ def test_proposals_are_no_duplicates_of_a_committed_dataset(desk: Desk, tmp_path
 
 
 def test_all_wrong_arguments_are_named_at_once(desk: Desk, tmp_path: Path) -> None:
-    ended = call_main(select_rows.main, *desk.settings, "--out", tmp_path, "--rows", 0, "--seeds", 0)
+    ended = call_main(select_rows.main, *desk.settings, "--out", tmp_path, "--rows", 0, "--seeds", 0, "--hotkey", "x")
     assert ended.status == 3
-    for text in ("expected a budget", "--rows must be at least 1", "--seeds must be at least 1", "this is a folder"):
+    for text in (
+        "expected a budget",
+        "it needs --netuid",
+        "--rows must be at least 1",
+        "--seeds must be at least 1",
+        "this is a folder",
+    ):
         assert any(text in line for line in ended.logs), ended.logs
 
 
