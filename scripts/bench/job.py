@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-OURS, REFERENCE, TUNED = "ours", "reference", "tuned"
+OURS, REFERENCE, TUNED, PADDING_FREE = "ours", "reference", "tuned", "padding_free"
 
 
 @dataclass(frozen=True, kw_only=True)

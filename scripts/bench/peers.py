@@ -15,13 +15,20 @@ slower:
 "tuned" is the same training by an engineer who measured it: base, tokenizer and tokenized evaluation rows stay loaded,
 adapters are made anew for each dataset, the 8 rows of a step are one padded batch, and the evaluation takes batches of
 16 rows of similar length.
+
+"padding_free" is "tuned" with the rows of a batch end to end (transformers.DataCollatorWithFlattening), under flash
+attention on a GPU where the package flash_attn is installed, else under torch's fused attention with a mask.
+
+Unsloth is not among them: its newest release on 2026-11-29, 2026.10.9, needs transformers 5.17 or older, so it cannot
+be installed beside this repository's lock file.
 """
 
 import gc
+import importlib.util
 import math
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,7 +41,7 @@ import transformers
 
 from scripts.bench.flops import synchronize
 from scripts.bench.inputs import RowMaker
-from scripts.bench.job import Job, Run
+from scripts.bench.job import PADDING_FREE, Job, Run
 from template.config import load_training_args
 from template.data.chat_templates import template_for
 from template.data.encoding import EncodedRow
@@ -46,6 +53,7 @@ _TRAIN_BATCH, _EVAL_BATCH = 8, 16
 _NO_TARGET = -100
 
 Example = dict[str, list[int]]
+Collate = Callable[[Sequence[Example]], dict[str, torch.Tensor]]
 
 
 def run_reference(job: Job, data_dir: str, lucky_num: int) -> Run:
@@ -88,7 +96,7 @@ class _Resident:
 
     base: Any
     maker: RowMaker
-    pad_id: int
+    collate: Collate
     eval_batches: list[list[Example]]
 
 
@@ -97,7 +105,7 @@ _resident: dict[str, _Resident] = {}
 
 
 def run_tuned(job: Job, data_dir: str, lucky_num: int) -> Run:
-    """Evaluate a dataset by the tuned recipe."""
+    """Evaluate a dataset by the tuned recipe, with or without padding."""
     torch.set_num_threads(environment.thread_count())
     started = time.perf_counter()
     if job.runner not in _resident:
@@ -108,7 +116,7 @@ def run_tuned(job: Job, data_dir: str, lucky_num: int) -> Run:
     model: Any = peft.get_peft_model(kept.base, _lora_config())
     with tempfile.TemporaryDirectory(prefix="bench-trainer-") as folder:
         trainer = _make_trainer(
-            job, model, folder, lucky_num, batch=_TRAIN_BATCH, pad_id=kept.pad_id, train_dataset=rows
+            job, model, folder, lucky_num, batch=_TRAIN_BATCH, collate=kept.collate, train_dataset=rows
         )
         _, train_s = _timed(job, trainer.train)
     steps = int(trainer.state.global_step)
@@ -123,7 +131,16 @@ def _load_resident(job: Job) -> _Resident:
     tokenizer, maker = _load_tokenizer(job)
     rows = sorted(_read_examples(maker, job.eval_data_dir), key=lambda row: len(row["input_ids"]))
     batches = [rows[first : first + _EVAL_BATCH] for first in range(0, len(rows), _EVAL_BATCH)]
-    return _Resident(_load_base(job), maker, tokenizer.pad_token_id or 0, batches)
+    if job.runner == PADDING_FREE:
+        # It marks each row's first token as no target, which it never is.
+        return _Resident(_load_base(job, _choose_attention(job.device)), maker, _flatten, batches)
+    return _Resident(_load_base(job), maker, partial(_pad, pad_id=tokenizer.pad_token_id or 0), batches)
+
+
+def _choose_attention(device: str) -> str:
+    """Return transformers' name of the attention without padding."""
+    has_flash_attention = device != "cpu" and importlib.util.find_spec("flash_attn") is not None
+    return "flash_attention_2" if has_flash_attention else "sdpa"
 
 
 @torch.inference_mode()
@@ -132,11 +149,14 @@ def _mean_row_loss(model: Any, kept: _Resident) -> float:
     model.eval()
     losses: list[torch.Tensor] = []
     for batch in kept.eval_batches:
-        padded = {name: value.to(model.device) for name, value in _pad(batch, pad_id=kept.pad_id).items()}
-        labels = padded.pop("labels")[:, 1:]
-        logits = model(**padded, use_cache=False).logits[:, :-1].float()
+        inputs = {name: value.to(model.device) for name, value in kept.collate(batch).items()}
+        labels = F.pad(inputs.pop("labels"), (0, 1), value=_NO_TARGET)[:, 1:]
+        logits = model(**inputs, use_cache=False).logits.float()
         of_tokens = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=_NO_TARGET, reduction="none")
-        losses.append(of_tokens.sum(1) / (labels != _NO_TARGET).sum(1))
+        # One sequence with all rows, or one for each.
+        widths = [len(row["input_ids"]) for row in batch] if len(labels) == 1 else [labels.shape[1]]
+        for row_losses, row_labels in zip(of_tokens.split(widths, 1), labels.split(widths, 1), strict=True):
+            losses.append(row_losses.sum(1) / (row_labels != _NO_TARGET).sum(1))
     return float(torch.cat(losses).mean())
 
 
@@ -166,9 +186,16 @@ def _lora_config() -> peft.LoraConfig:
 
 
 def _make_trainer(
-    job: Job, model: Any, folder: str, seed: int, *, batch: int = 1, pad_id: int = 0, **datasets: list[Example]
+    job: Job,
+    model: Any,
+    folder: str,
+    seed: int,
+    *,
+    batch: int = 1,
+    collate: Collate | None = None,
+    **datasets: list[Example],
 ) -> Any:
-    """Return a Trainer whose steps have 8 rows; batch: how many of them are computed together, padded."""
+    """Return a Trainer whose steps have 8 rows; batch: how many of them are computed together."""
     hyper = load_training_args().hyperparameters
     rows_per_step = hyper.per_device_train_batch_size * hyper.gradient_accumulation_steps
     arguments = transformers.TrainingArguments(
@@ -190,12 +217,18 @@ def _make_trainer(
         use_cpu=job.device == "cpu",
         dataloader_pin_memory=job.device != "cpu",
     )
-    return transformers.Trainer(model=model, args=arguments, data_collator=partial(_pad, pad_id=pad_id), **datasets)
+    return transformers.Trainer(
+        model=model, args=arguments, data_collator=collate or partial(_pad, pad_id=0), **datasets
+    )
 
 
-def _load_base(job: Job) -> Any:
+def _load_base(job: Job, attention: str | None = None) -> Any:
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-        job.model_path, dtype=getattr(torch, job.dtype), use_safetensors=True, trust_remote_code=False
+        job.model_path,
+        dtype=getattr(torch, job.dtype),
+        use_safetensors=True,
+        trust_remote_code=False,
+        attn_implementation=attention,
     )
     return model.to(job.device)
 
@@ -217,6 +250,12 @@ def _pad(rows: Sequence[Example], *, pad_id: int) -> dict[str, torch.Tensor]:
         name: torch.tensor([row[name] + [value] * (width - len(row[name])) for row in rows])
         for name, value in padding.items()
     }
+
+
+def _flatten(rows: Sequence[Example]) -> dict[str, torch.Tensor]:
+    """Return rows as one sequence, whose positions start anew with each row."""
+    batch: dict[str, torch.Tensor] = transformers.DataCollatorWithFlattening()(list(rows))
+    return batch
 
 
 def _timed(job: Job, call: Any) -> tuple[Any, float]:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from scripts.bench.job import OURS, REFERENCE, TUNED, Job, Run
+from scripts.bench.job import OURS, PADDING_FREE, REFERENCE, TUNED, Job, Run
 from scripts.bench.peers import run_reference, run_tuned
 from template import cli, constants
 from template.config import load_training_args
@@ -44,7 +44,7 @@ def main() -> int:
 
 def _work() -> int:
     job = Job(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
-    run = {OURS: run_ours, REFERENCE: run_reference, TUNED: run_tuned}[job.runner]
+    run = {OURS: run_ours, REFERENCE: run_reference, TUNED: run_tuned, PADDING_FREE: run_tuned}[job.runner]
     runs = [run(job, *pair) for pair in zip(job.data_dirs, job.lucky_nums, strict=True)]
     outcome = Outcome(runs=runs, peak_mib=_peak_mib(job.device))
     Path(job.out).write_text(json.dumps(dataclasses.asdict(outcome)), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Time an evaluation beside two recipes on the Hugging Face Trainer: the public one, and a tuned one.
+"""Time an evaluation beside three recipes on the Hugging Face Trainer: the public one, tuned, tuned without padding.
 
     python -m scripts.bench.score
     python -m scripts.bench.score --queue 8 --repeats 1
@@ -11,7 +11,7 @@ steps. Seconds are medians over the repeats, without the start of a process and 
 before, between and after the repeats. With --queue, one process evaluates that many datasets, and seconds are per
 dataset; the reference, which keeps nothing loaded, evaluates only --reference_queue of them.
 
-Progress goes to stderr. Needs the `test` extra for the Trainer. Exit status: 0 measured, 1 the two runners do not
+Progress goes to stderr. Needs the `test` extra for the Trainer. Exit status: 0 measured, 1 the runners do not
 compute the same, 2 or 3 an argument or setting is wrong, 4 this machine failed.
 """
 
@@ -33,7 +33,7 @@ import torch
 
 from scripts.bench.flops import Shape, count_evaluation, count_training, measure_ceiling
 from scripts.bench.inputs import Inputs, add_input_arguments, positive, prepare
-from scripts.bench.job import OURS, REFERENCE, TUNED, Job
+from scripts.bench.job import OURS, PADDING_FREE, REFERENCE, TUNED, Job
 from scripts.bench.runner import Outcome, read_outcome
 from template import cli
 from template.arguments import Parser
@@ -44,7 +44,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 _LUCKY_NUM = 7
 _DTYPES = ("float32", "bfloat16")
 _NOISE_STDS = 3.0
-_RUNNERS = (OURS, TUNED, REFERENCE)
+_RUNNERS = (OURS, TUNED, PADDING_FREE, REFERENCE)
 _SECONDS = ("load_s", "train_s", "eval_s", "total_s")
 
 Key = tuple[str, str]
@@ -251,12 +251,12 @@ def check(measured: Measurements) -> dict[str, bool]:
 
 
 _HEADER = (
-    f"{'':19}{'seconds for one dataset':>31}{'peak':>8}{'training':>19}{'evaluation':>24}\n"
-    f"{'runner':10}{'dtype':9}{'load':>7}{'train':>8}{'eval':>8}{'total':>8}{'MiB':>8}"
+    f"{'':22}{'seconds for one dataset':>31}{'peak':>8}{'training':>19}{'evaluation':>24}\n"
+    f"{'runner':13}{'dtype':9}{'load':>7}{'train':>8}{'eval':>8}{'total':>8}{'MiB':>8}"
     f"{'tok/s':>9}{'GFLOP/s':>10}{'ceil':>5}{'tok/s':>9}{'GFLOP/s':>10}{'ceil':>5}{'loss':>9}"
 )
 _LINE = (
-    "{:10}{:9}{load_s:7.2f}{train_s:8.2f}{eval_s:8.2f}{total_s:8.2f}{peak_mib:8,.0f}"
+    "{:13}{:9}{load_s:7.2f}{train_s:8.2f}{eval_s:8.2f}{total_s:8.2f}{peak_mib:8,.0f}"
     "{train_tokens_per_s:9,.0f}{train_gflops:10,.1f}{train_share:5.0%}"
     "{eval_tokens_per_s:9,.0f}{eval_gflops:10,.1f}{eval_share:5.0%}{loss:9.5f}"
 )
@@ -286,8 +286,8 @@ def format_report(
     if ratios:
         names = (*_SECONDS, "peak_mib")
         heads = "".join(f"{name.rpartition('_')[0]:>7}" for name in names)
-        lines += ["", f"{'times less than the peer takes':37}{heads}"]
-        lines += [f"{pair:37}" + "".join(f"{ratio[name]:7.2f}" for name in names) for pair, ratio in ratios.items()]
+        lines += ["", f"{'times less than the peer takes':40}{heads}"]
+        lines += [f"{pair:40}" + "".join(f"{ratio[name]:7.2f}" for name in names) for pair, ratio in ratios.items()]
     lines += ["", *(f"check: {text}: {'agree' if holds else 'DISAGREE'}" for text, holds in checks.items())]
     return "\n".join(lines)
 

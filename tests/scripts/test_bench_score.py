@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from scripts.bench import score
 from scripts.bench.flops import Shape, Work, count_backward, count_forward
 from scripts.bench.inputs import ROW_SETS, SHAPES, RowMaker, make_folders
-from scripts.bench.job import OURS, REFERENCE, TUNED, Run
+from scripts.bench.job import OURS, PADDING_FREE, REFERENCE, TUNED, Run
 from scripts.bench.runner import Outcome
 from scripts.bench.score import Measurements, check
 from template.config import load_training_args
@@ -83,7 +83,7 @@ class Result:
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
-    """Two datasets by ours and by the tuned Trainer, the first also by the reference, in float32."""
+    """Two datasets by ours and by the tuned Trainers, the first also by the reference, in float32."""
     file = tmp_path_factory.mktemp("bench-score") / "out.json"
     command = ["--shape", "tiny", "--device", "cpu", "--dtypes", "float32", "--rows", "short", "--repeats", "1"]
     sizes = ["--train_rows", "9", "--eval_rows", "6", "--queue", "2", "--reference_queue", "1", "--noise_seeds", "3"]
@@ -94,13 +94,13 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
 
 @pytest.mark.slow
 def test_all_runners_compute_the_same_loss(result: Result) -> None:
-    ours, tuned, reference = (
-        result.content["outcomes"][f"{runner} float32"][0]["runs"] for runner in (OURS, TUNED, REFERENCE)
+    ours, tuned, padding_free, reference = (
+        result.content["outcomes"][f"{runner} float32"][0]["runs"] for runner in (OURS, TUNED, PADDING_FREE, REFERENCE)
     )
-    assert (len(ours), len(tuned), len(reference)) == (2, 2, 1)
+    assert (len(ours), len(tuned), len(padding_free), len(reference)) == (2, 2, 2, 1)
     assert ours[0]["loss"] == pytest.approx(reference[0]["loss"], abs=LOSS_TOLERANCE)
-    for own, other in zip(ours, tuned, strict=True):
-        assert own["loss"] == pytest.approx(other["loss"], abs=LOSS_TOLERANCE)
+    for own, *others in zip(ours, tuned, padding_free, strict=True):
+        assert [other["loss"] for other in others] == pytest.approx([own["loss"]] * 2, abs=LOSS_TOLERANCE)
     assert len({*result.content["noise"], ours[0]["loss"]}) == 3, "the first seed again, and two others"
     # Nine rows in groups of eight, twice.
     assert "check: optimizer steps of every dataset: 4: agree" in result.report
@@ -123,8 +123,8 @@ def test_every_measurement_is_finite_and_positive(result: Result) -> None:
 
 @pytest.mark.slow
 def test_report_prints_the_measurements(result: Result) -> None:
-    for runner in (OURS, TUNED, REFERENCE):
-        (line,) = [line for line in result.report.splitlines() if line.startswith(f"{runner:10}float32")]
+    for runner in (OURS, TUNED, PADDING_FREE, REFERENCE):
+        (line,) = [line for line in result.report.splitlines() if line.startswith(f"{runner:13}float32")]
         figures = result.content["runners"][f"{runner} float32"]
         assert f"{figures['total_s']:.2f}" in line and line.split()[-1] == f"{figures['loss']:.5f}"
     assert "queue: 2 datasets, 1 by the reference" in result.report
