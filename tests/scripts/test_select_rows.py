@@ -96,6 +96,14 @@ def test_table_is_plain_where_stdout_is_no_terminal(found: dict[str, Any], desk:
     assert "\x1b" not in ended.output and f"{tmp_path / 'plain.jsonl'}: {ROWS} rows, by " in ended.output
 
 
+def test_table_at_a_terminal_shows_the_best_in_green(found: dict[str, Any], desk: Desk, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FORCE_COLOR", "1")
+        ended = run(desk, tmp_path / "shown.jsonl", "--evaluations", 11)
+    (line,) = [line for line in ended.output.splitlines() if "\x1b[32m" in line]
+    assert best_of(found)["name"] in line
+
+
 def test_proposals_are_no_duplicates_of_a_committed_dataset(desk: Desk, tmp_path: Path) -> None:
     desk.net.submit("alice", LARGE)
     where = ("--netuid", NETUID, "--subtensor.network", desk.net.network)

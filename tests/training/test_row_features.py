@@ -70,8 +70,8 @@ def test_folded_gradients_keep_the_cosines(model: ScoringModel, monkeypatch: pyt
 def test_gradients_do_not_depend_on_the_other_rows(model: ScoringModel) -> None:
     rows = encode(model, make_rows(4, seed=3))
     every, two = gradient_features(model, rows), gradient_features(model, rows[:2])
-    normalized = [torch.nn.functional.normalize(f.contributions[:2].sign(), dim=1) for f in (every, two)]
-    assert torch.equal(*normalized)
+    # Only the scale of each tensor does.
+    assert torch.equal(every.contributions[:2].sign(), two.contributions.sign())
 
 
 def test_word_features_cover_the_topics(tmp_path: Path) -> None:
