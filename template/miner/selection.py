@@ -50,12 +50,12 @@ class Budget:
     seconds: float | None = None
     done: int = 0
     spent_s: float = 0.0
-    _last_s: float = 0.0
+    _evaluating_s: float = 0.0
 
     def check(self) -> None:
-        """Raises: OutOfBudget when another evaluation, as long as the last, would exceed a limit."""
+        """Raises: OutOfBudget when another evaluation, as long as those before, would exceed a limit."""
         is_counted = self.evaluations is not None and self.done >= self.evaluations
-        is_late = self.seconds is not None and self.spent_s + self._last_s > self.seconds
+        is_late = self.seconds is not None and self.spent_s + self._each_s > self.seconds
         if is_counted or is_late:
             raise OutOfBudget
 
@@ -63,12 +63,16 @@ class Budget:
         """Count an evaluation."""
         self.done += 1
         self.spent_s += seconds
-        self._last_s = seconds
+        self._evaluating_s += seconds
+
+    @property
+    def _each_s(self) -> float:
+        return self._evaluating_s / max(1, self.done)
 
     @property
     def left_s(self) -> float:
         """About how many seconds the search goes on."""
-        by_count = math.inf if self.evaluations is None else (self.evaluations - self.done) * self._last_s
+        by_count = math.inf if self.evaluations is None else (self.evaluations - self.done) * self._each_s
         by_time = math.inf if self.seconds is None else self.seconds - self.spent_s
         return max(0.0, min(by_count, by_time))
 
