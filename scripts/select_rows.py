@@ -349,7 +349,8 @@ def print_report(search: Search, args: argparse.Namespace, pool: Pool) -> None:
     end = (
         f"{args.out}: {len(best.rows)} rows, by {best.name}, after {budget.done} evaluations in "
         f"{format_duration(budget.spent_s)}\n"
-        f"These seeds chose it, so its loss is too low. Measure it: compute_loss.py --dataset_path {args.out} --repeats 8"
+        "These seeds chose it, so its loss is too low. Measure it: "
+        f"scripts/compute_loss.py --dataset_path {args.out} --repeats 8"
     )
     if is_terminal():
         shown = make_table(*columns, numbers=("trial", "seeds", "loss", "difference"))
