@@ -24,10 +24,11 @@ from template import cli, constants, files
 from template.arguments import Check, Parser
 from template.competition import CommitmentRecord, Competition
 from template.config import load_competition, load_incentives
+from template.console import is_terminal, show
 from template.data.rows import RowKey, content_digest
 from template.errors import ConfigError, RemoteError, SubmissionError
 from template.miner.check import inspect_file
-from template.miner.check_report import CheckOutcome, Report, describe, to_json
+from template.miner.check_report import CheckOutcome, Report, describe, report_tables, to_json
 from template.miner.competitors import (
     SubnetSnapshot,
     compare_datasets,
@@ -128,7 +129,12 @@ def run(args: argparse.Namespace) -> int:
         commitment=commitment,
         bad_commitment=bad_commitment,
     )
-    print_result(json.dumps(to_json(report)) if args.is_json else describe(report))
+    if args.is_json:
+        print_result(json.dumps(to_json(report)))
+    elif is_terminal():
+        show(*report_tables(report))
+    else:
+        print_result(describe(report))
     return _STATUS[report.outcome]
 
 

@@ -41,7 +41,14 @@ from template.console import is_terminal, show
 from template.errors import ConfigError, HostError, SubmissionError
 from template.miner.committed import CommittedDataset, Reader, find_committed
 from template.miner.compare import compare_paired
-from template.miner.loss_report import describe, describe_paired, describe_paired_json, paired_tables, summarize
+from template.miner.loss_report import (
+    describe,
+    describe_paired,
+    describe_paired_json,
+    loss_tables,
+    paired_tables,
+    summarize,
+)
 from template.receipts.files import read_receipt, write_receipt
 from template.receipts.receipt import Receipt, ReplayComparison, ReplayVerdict, compare_receipt
 from template.receipts.replay import (
@@ -223,11 +230,13 @@ def report(
     committed: CommittedDataset | None = None,
 ) -> None:
     """Print the result and write the receipts."""
-    print_result(
-        json.dumps(summarize(results, competition, incentives, committed))
-        if args.is_json
-        else describe(results, competition, incentives, committed)
-    )
+    inputs = results, competition, incentives, committed
+    if args.is_json:
+        print_result(json.dumps(summarize(*inputs)))
+    elif is_terminal():
+        show(*loss_tables(*inputs))
+    else:
+        print_result(describe(*inputs))
     write_receipts(args.receipt_dir, competition, results)
 
 

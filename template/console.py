@@ -18,7 +18,7 @@ _WIDTH = 120
 GOOD, OPEN, BAD, FAINT = "green", "yellow", "red", "dim"
 """Styles. NO_COLOR leaves the colours out."""
 
-_VERDICTS = {"record": GOOD, "confirmed": "", "in_progress": OPEN, "waiting": OPEN}
+_VERDICTS = {"record": GOOD, "confirmed": "", "dropped": "", "in_progress": OPEN, "waiting": OPEN}
 
 
 class _Page(io.StringIO):
@@ -59,7 +59,7 @@ def show(*parts: RenderableType) -> None:
 
 
 def verdict_style(code: str) -> str:
-    """Return the style of a verdict; every code but the four of `describe_verdict` is a rejection."""
+    """Return the style of a verdict; every code but the five of `describe_verdict` is a rejection."""
     return _VERDICTS.get(code, BAD)
 
 

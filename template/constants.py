@@ -62,3 +62,6 @@ ERA_BLOCKS = 32
 
 # Blocks of a day.
 DAY_BLOCKS = 7200
+
+# In the message of a dataset that is evaluated no more before it is confirmed.
+DROPPED_MARK = ", dropped: "

@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from loguru import logger
 
+from template.constants import DROPPED_MARK
 from template.records import LeaderboardRow, LedgerLine, Progress
 
 # What a spreadsheet takes for a formula at the start of a cell, which holds no control characters.
@@ -86,7 +87,9 @@ def describe_verdict(row: LeaderboardRow, ledger: Iterable[LedgerLine]) -> str:
     confirmed = [line for line in ledger if (line.hotkey, line.digest) == (row.hotkey, row.digest)]
     if confirmed:
         return "record" if confirmed[0].credit > 0.0 else "confirmed"
-    return "waiting" if row.loss is None else "in_progress"
+    if row.loss is None:
+        return "waiting"
+    return "dropped" if DROPPED_MARK in row.message else "in_progress"
 
 
 def format_duration(seconds: float) -> str:

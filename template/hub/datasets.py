@@ -21,6 +21,7 @@ from template.errors import ConfigError, HostError, Reason, RemoteError, Submiss
 from template.hub import storage
 from template.hub.client import make_api, run_with_deadline, translate_hub_errors
 from template.hub.listing import HubFileInfo, check_commit, file_url, find_commit, find_file, parse_commit
+from template.hub.progress import show_download
 from template.hub.storage import HubFile, Request
 from template.hub.transport import RequestBudget
 from template.hub.writes import commit_file, commit_for_a_check, ensure_repo
@@ -212,7 +213,10 @@ def _download(job: _Job, budget: RequestBudget) -> HubFile:
     if not is_content_digest(request.revision):
         info = find_file(api, request.repo, request.revision, request.filename, budget)
         _check_size(request, info.size, job.max_bytes)
-        return storage.save(job.folder, request, read_chunks(api, request.repo, request.revision, info, budget))
+        chunks = read_chunks(api, request.repo, request.revision, info, budget)
+        # Evaluation sets are large, and downloaded one at a time.
+        shown = show_download(chunks, request.repo, info.size) if request.filename is None else chunks
+        return storage.save(job.folder, request, shown)
     try:
         try:
             # Not by the commit of main, which costs one request more. The digest tells when main has moved meanwhile.

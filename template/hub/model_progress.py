@@ -15,10 +15,11 @@ from loguru import logger
 from tqdm import tqdm
 
 from template.errors import SubnetError
+from template.hub import progress
 from template.hub.client import make_api, run_with_deadline, saved_token, translate_hub_errors
+from template.hub.progress import describe_download, format_bytes
 from template.hub.transport import MAX_LISTING_BYTES, RequestBudget
 
-LOG_EVERY_S = 30.0
 POLL_S = 1.0
 
 _LISTING_DEADLINE_S = 15.0
@@ -85,7 +86,7 @@ class _Download:
     def watch(self) -> None:
         """Show the download until it is over."""
         total = self._find_total()
-        size = f" bytes={_format(total)}" if total else ""
+        size = f" bytes={format_bytes(total)}" if total else ""
         logger.info("downloading once: model={}{} folder={}", self._repo, size, self._blobs.parent)
         # None: no bar where stderr is no terminal.
         bar: tqdm[NoReturn] = tqdm(total=total, desc=self._repo, unit="B", unit_scale=True, disable=None)
@@ -93,17 +94,11 @@ class _Download:
         while not self.is_over.wait(POLL_S) and not _is_cached(self._repo, self._revision, self._cache_dir):
             done = self._measure() - self._others
             bar.update(done - bar.n)
-            if bar.disable and time.monotonic() - logged_at >= LOG_EVERY_S:
+            if bar.disable and time.monotonic() - logged_at >= progress.LOG_EVERY_S:
                 logged_at = time.monotonic()
-                logger.info("downloading model={}: {}", self._repo, self._describe(done, total))
+                speed = (done - self._before) / (logged_at - self._began)
+                logger.info("downloading model={}: {}", self._repo, describe_download(done, total, speed))
         bar.close()
-
-    def _describe(self, done: int, total: int | None) -> str:
-        if not total:
-            return f"{_format(done)} so far"
-        speed = (done - self._before) / (time.monotonic() - self._began)
-        left = f", about {max(total - done, 0) / speed / 60:.0f} min left" if speed > 0 else ""
-        return f"{_format(done)} of {_format(total)}{left}"
 
     def _find_total(self) -> int | None:
         """Return the bytes of the weights in the Hub's listing, None if it cannot be read."""
@@ -122,7 +117,3 @@ class _Download:
         except SubnetError as error:
             logger.debug("the size of the model is not known: {}", error)
             return None
-
-
-def _format(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi
+from tqdm import tqdm
 
 from template.errors import ConfigError, HostError, RemoteError, SubmissionError
 from template.files import write_atomic
@@ -42,8 +43,10 @@ def download_files(
                 raise ConfigError(f"{name} of {repo_id} has {info.size} bytes, over the limit of {max_bytes}")
         missing = [info for name, info in wanted.items() if not _has_content(folder / name, info)]
         with ThreadPoolExecutor(_PARALLEL_DOWNLOADS) as pool:
-            # A list, so that the first failure is raised here.
-            list(pool.map(lambda info: _download(api, repo_id, commit, info, folder), missing))
+            downloads = pool.map(lambda info: _download(api, repo_id, commit, info, folder), missing)
+            # The first failure is raised here.
+            for _ in tqdm(downloads, desc=repo_id, total=len(missing), unit="file", disable=None, delay=2.0):
+                pass
         return [folder / name for name in sorted(wanted)]
     except SubmissionError as error:
         raise ConfigError(f"cannot download {pattern} of {repo_id}: {error}") from error

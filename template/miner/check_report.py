@@ -1,17 +1,22 @@
 """The report of `scripts/check_dataset.py`, as text and as JSON. Pure."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
 from template import constants
 from template.competition import CommitmentRecord
+from template.console import BAD, GOOD, OPEN, make_table
 from template.errors import Reason
-from template.miner.check import Inspection
+from template.miner.check import Inspection, Problem
 from template.miner.competitors import Competitor, DatasetComparison, Overlap, SubnetSnapshot
 from template.rules.duplicates import max_shared
-from template.terminal import format_duration
+from template.terminal import escape, format_duration
 
 _SHOWN = 20
 _NO_COMMIT_BLOCK = "revealed; the chain no longer has the block of its commitment"
@@ -31,6 +36,7 @@ _SUMMARIES = {
     CheckOutcome.INCONCLUSIVE: "INCONCLUSIVE: not enough could be read",
     CheckOutcome.REJECTED: "REJECTED: a validator would not count this dataset",
 }
+_STYLES = {CheckOutcome.OK: GOOD, CheckOutcome.INCONCLUSIVE: OPEN, CheckOutcome.REJECTED: BAD}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +69,48 @@ class Report:
 
 def describe(report: Report) -> str:
     """Return the report as text."""
-    lines = _describe_file(report.file)
+    faults = [f"{_place(fault)}: {fault.reason}: {fault.message}" for fault in report.file.faults]
+    lines = [*_section(_file_title(report.file), faults), *_file_notes(report.file)]
     if report.subnet is not None and report.comparison is not None:
         lines += ["", *describe_comparison(report.subnet, report.comparison)]
+    return "\n".join([*lines, *_other_notes(report), "", _SUMMARIES[report.outcome]])
+
+
+def report_tables(report: Report) -> Iterator[RenderableType]:
+    """Yield what a terminal shows of the report."""
+    yield Text(_file_title(report.file), style="bold")
+    if report.file.faults:
+        table = make_table("line", "problem", "message")
+        for fault in report.file.faults[:_SHOWN]:
+            table.add_row(_place(fault), Text(str(fault.reason), style=BAD), escape(fault.message))
+        yield table
+    yield from (escape(line) for line in [*_more(report.file.faults), *_file_notes(report.file)])
+    if report.subnet is not None and report.comparison is not None:
+        yield from ("", Text(_comparison_title(report.subnet, report.comparison), style="bold"))
+        if report.comparison.overlaps:
+            yield _overlap_table(report.comparison.overlaps)
+        notes = [*_more(report.comparison.overlaps), *_comparison_notes(report.subnet, report.comparison)]
+        yield from map(escape, notes)
+    yield from map(escape, _other_notes(report))
+    yield from ("", Text(_SUMMARIES[report.outcome], style=_STYLES[report.outcome]))
+
+
+def _overlap_table(overlaps: Sequence[Overlap]) -> Table:
+    table = make_table("hotkey", "block", "rank", "shared", "limit", "lines", numbers=("block", "shared", "limit"))
+    for overlap in overlaps[:_SHOWN]:
+        table.add_row(
+            escape(overlap.competitor.hotkey),
+            str(overlap.competitor.block),
+            "earlier" if overlap.is_earlier else "later",
+            Text(str(overlap.shared), style=BAD if overlap.is_over_limit else ""),
+            str(overlap.limit),
+            _ranges(overlap.lines),
+        )
+    return table
+
+
+def _other_notes(report: Report) -> list[str]:
+    lines = []
     if report.subnet is not None and report.counts_from is not None:
         lines.append(describe_counting(report.subnet, report.counts_from))
     if report.unread:
@@ -75,17 +120,19 @@ def describe(report: Report) -> str:
         lines += ["", f"commitment {report.commitment.rpartition(':')[0]}:DIGEST, {size}"]
     if report.bad_commitment:
         lines += ["", f"{Reason.BAD_COMMITMENT}: {report.bad_commitment}"]
-    return "\n".join([*lines, "", _SUMMARIES[report.outcome]])
+    return lines
 
 
-def _describe_file(file: Inspection) -> list[str]:
-    lines = _section(
-        f"{file.row_count} rows, {len(file.counted)} of them well formed and counted, {len(file.faults)} problems",
-        [
-            f"{'file' if fault.line is None else f'line {fault.line}'}: {fault.reason}: {fault.message}"
-            for fault in file.faults
-        ],
-    )
+def _file_title(file: Inspection) -> str:
+    return f"{file.row_count} rows, {len(file.counted)} of them well formed and counted, {len(file.faults)} problems"
+
+
+def _place(fault: Problem) -> str:
+    return "file" if fault.line is None else f"line {fault.line}"
+
+
+def _file_notes(file: Inspection) -> list[str]:
+    lines = []
     if file.undecided_lines:
         question = f"answer within {constants.MAX_TOKENS} tokens unknown"
         lines.append(f"line {_ranges(file.undecided_lines)}: {question}: {file.undecided_why}")
@@ -99,14 +146,22 @@ def _describe_file(file: Inspection) -> list[str]:
 
 def describe_comparison(subnet: SubnetSnapshot, comparison: DatasetComparison) -> list[str]:
     """Return the lines about the subnet's other datasets."""
+    overlaps = [_describe_overlap(overlap, comparison.row_count) for overlap in comparison.overlaps]
+    return [*_section(_comparison_title(subnet, comparison), overlaps), *_comparison_notes(subnet, comparison)]
+
+
+def _comparison_title(subnet: SubnetSnapshot, comparison: DatasetComparison) -> str:
     compared = sum(other.is_read for other in subnet.others)
     limit = max_shared(comparison.row_count)
-    lines = _section(
+    return (
         f"block {subnet.block}: {len(subnet.others)} other hotkeys with a commitment, {compared} datasets compared;"
         f" this one counts as {_describe_rank(subnet, comparison)}, and may share {limit} of its"
-        f" {comparison.row_count} different rows with an earlier one",
-        [_describe_overlap(overlap, comparison.row_count) for overlap in comparison.overlaps],
+        f" {comparison.row_count} different rows with an earlier one"
     )
+
+
+def _comparison_notes(subnet: SubnetSnapshot, comparison: DatasetComparison) -> list[str]:
+    lines = []
     if subnet.own is not None and subnet.own.rejection is not None:
         lines.append(f"your present commitment is rejected: {_name(subnet.own)}: {subnet.own.rejection}")
     if comparison.copy_of is not None:
@@ -136,8 +191,11 @@ def describe_counting(subnet: SubnetSnapshot, counts_from: int) -> str:
 
 def _section(title: str, lines: Sequence[str]) -> list[str]:
     """Indent the first lines under a title, and count the rest."""
-    more = [f"  and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
-    return [title, *(f"  {line}" for line in lines[:_SHOWN]), *more]
+    return [title, *(f"  {line}" for line in lines[:_SHOWN]), *_more(lines)]
+
+
+def _more(items: Sequence[object]) -> list[str]:
+    return [f"  and {len(items) - _SHOWN} more"] if len(items) > _SHOWN else []
 
 
 def _may_appear(competitor: Competitor) -> bool:

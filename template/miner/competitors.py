@@ -145,7 +145,9 @@ def fetch_competitors(
         except RemoteError as error:
             return replace(competitor, unknown_reason=str(error))
 
-    commitments = [commitment for commitment in view.commitments if commitment.hotkey in view.by_hotkey]
+    # An announcement, of a validator, is no dataset.
+    registered = [commitment for commitment in view.commitments if commitment.hotkey in view.by_hotkey]
+    commitments = [commitment for commitment in registered if commitment.rounds_repo is None]
     competitors: list[Competitor] = []
     with ThreadPoolExecutor(_DOWNLOADS_AT_ONCE, thread_name_prefix="competitor") as workers:
         for competitor in workers.map(read, commitments):

@@ -11,7 +11,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from template.competition import Competition, Incentives
-from template.console import GOOD, make_grid, make_table
+from template.console import BAD, GOOD, OPEN, make_grid, make_table
 from template.miner.committed import CommittedDataset
 from template.miner.compare import CONFIDENCE, MAX_SEEDS, Finding, PairedComparison
 from template.records import ContentKey, Rank, TrainResult
@@ -69,26 +69,56 @@ def describe(
     committed: CommittedDataset | None = None,
 ) -> str:
     """Format the result for a person."""
+    runs = [f"loss {result.loss!r} lucky_num {result.lucky_num}" for result in results] if len(results) > 1 else []
+    lines = _make_lines(results, competition, incentives, committed)
+    return "\n".join([*runs, *(f"{label:<8} {text}" for label, text, _ in lines)])
+
+
+def loss_tables(
+    results: Sequence[TrainResult],
+    competition: Competition,
+    incentives: Incentives,
+    committed: CommittedDataset | None = None,
+) -> Iterator[RenderableType]:
+    """Yield what a terminal shows of the result. A loss below the benchmark is green."""
+    if len(results) > 1:
+        table = make_table("lucky_num", "loss", numbers=("lucky_num", "loss"))
+        for result in results:
+            table.add_row(str(result.lucky_num), repr(result.loss))
+        yield from (table, "")
+    yield make_grid(_make_lines(results, competition, incentives, committed), indent=0)
+
+
+def _make_lines(
+    results: Sequence[TrainResult],
+    competition: Competition,
+    incentives: Incentives,
+    committed: CommittedDataset | None,
+) -> list[tuple[str, str, str]]:
+    """Return label, text and style of each line."""
     estimate, first = estimate_loss([result.loss for result in results], incentives.sd), results[0]
-    if estimate.spread is None:
-        lines = [f"loss     {estimate.loss!r}", f"seed     {first.lucky_num}"]
-    else:
-        lines = [f"loss {result.loss!r} lucky_num {result.lucky_num}" for result in results]
-        lines.append(f"mean     {estimate.mean!r}")
-        lines.append(f"spread   {estimate.spread:.6f} (standard deviation over {estimate.runs} seeds)")
-        paid = f"as it is paid: mean + 2 max(0, spread - {incentives.sd:g}) / sqrt(runs)"
-        lines.append(f"loss     {estimate.loss!r} {paid}")
     gap = competition.bench - estimate.loss
-    lines.append(f"score    {score_of(estimate.loss, competition):.6f} of 1")
-    lines.append(f"bench    {competition.bench}: this is {abs(gap):.6f} {'better' if gap >= 0 else 'worse'}")
+    style = GOOD if gap > 0 else BAD
+    if estimate.spread is None:
+        lines = [("loss", repr(estimate.loss), style), ("seed", str(first.lucky_num), "")]
+    else:
+        paid = f"as it is paid: mean + 2 max(0, spread - {incentives.sd:g}) / sqrt(runs)"
+        lines = [
+            ("mean", repr(estimate.mean), ""),
+            ("spread", f"{estimate.spread:.6f} (standard deviation over {estimate.runs} seeds)", ""),
+            ("loss", f"{estimate.loss!r} {paid}", style),
+        ]
     last_run = _last_run(
         [result.loss for result in results], competition, incentives, is_order_known=committed is not None
     )
-    lines.append(f"runs     {_describe_runs(estimate, results, incentives, last_run)}")
-    lines.append(f"rows     {first.train_rows} trained on, {first.eval_rows} evaluated on")
-    if committed is not None:
-        lines += _describe_committed(committed, incentives)
-    return "\n".join(lines)
+    better = "better" if gap >= 0 else "worse"
+    lines += [
+        ("score", f"{score_of(estimate.loss, competition):.6f} of 1", ""),
+        ("bench", f"{competition.bench}: this is {abs(gap):.6f} {better}", ""),
+        ("runs", _describe_runs(estimate, results, incentives, last_run), "" if last_run is None else OPEN),
+        ("rows", f"{first.train_rows} trained on, {first.eval_rows} evaluated on", ""),
+    ]
+    return lines if committed is None else [*lines, *_describe_committed(committed, incentives)]
 
 
 def _describe_runs(
@@ -108,14 +138,16 @@ def _describe_runs(
     )
 
 
-def _describe_committed(committed: CommittedDataset, incentives: Incentives) -> list[str]:
-    lines = [f"on chain {committed.key.commitment} of {committed.key.hotkey}"]
+def _describe_committed(committed: CommittedDataset, incentives: Incentives) -> list[tuple[str, str, str]]:
     since = "" if committed.has_history else " or later: earlier commitments could not be read"
-    lines.append(f"rank     block {committed.rank_block}{since}")
     first, last, runs = committed.seed_blocks[0], committed.seed_blocks[-1], len(committed.seeds)
-    lines.append(f"seeds    of evaluations 1 to {runs}, from blocks {first} to {last}")
+    lines = [
+        ("on chain", f"{committed.key.commitment} of {committed.key.hotkey}", ""),
+        ("rank", f"block {committed.rank_block}{since}", ""),
+        ("seeds", f"of evaluations 1 to {runs}, from blocks {first} to {last}", ""),
+    ]
     if committed.seed_count < incentives.evaluations:
-        lines.append(f"         those after {committed.seed_count} are not known yet: two more with each round")
+        lines.append(("", f"those after {committed.seed_count} are not known yet: two more with each round", ""))
     return lines
 
 

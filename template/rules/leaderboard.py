@@ -5,8 +5,11 @@ from collections.abc import Collection, Container, Mapping, Sequence
 
 from template.chain_records import ChainSnapshot
 from template.competition import Competition, Incentives
+from template.constants import DROPPED_MARK
 from template.records import ContentKey, Entry, Leaderboard, LeaderboardRow, SubmissionKey, Verdict
 from template.rules.ledger import (
+    Content,
+    LedgerRow,
     estimate_loss,
     is_credit_paid,
     is_hopeless,
@@ -14,6 +17,7 @@ from template.rules.ledger import (
     live_credits,
     live_records,
     make_shares,
+    wanted_loss,
 )
 from template.rules.scoring import score_of, weights_from_scores
 from template.rules.table import Table
@@ -131,7 +135,9 @@ def _make_row(
     duplicate = table.duplicates.get(content.key)
     error = None if duplicate is None else duplicate.to_error()
     estimate = estimate_loss(content.losses, incentives.sd) if content.losses else None
-    message = _progress(len(content.losses), incentives) if estimate else "waits for its first evaluation"
+    message = "waits for its first evaluation"
+    if estimate is not None:
+        message = _progress(content, estimate.loss, table.ledger, competition, incentives)
     return LeaderboardRow(
         key=entry.key,
         uid=entry.uid,
@@ -156,5 +162,14 @@ def _add_credit(row: LeaderboardRow, credit: float, unpaid: Sequence[str]) -> Le
     return dataclasses.replace(row, credit=credit, message=f"{row.message}; {text}" if row.message else text)
 
 
-def _progress(runs: int, incentives: Incentives) -> str:
-    return "" if runs >= incentives.evaluations else f"{runs} of {incentives.evaluations} evaluations"
+def _progress(
+    content: Content, loss: float, ledger: Sequence[LedgerRow], competition: Competition, incentives: Incentives
+) -> str:
+    runs = len(content.losses)
+    if runs >= incentives.evaluations:
+        return ""
+    text = f"{runs} of {incentives.evaluations} evaluations"
+    if not is_hopeless(content, ledger, competition, incentives):
+        return text
+    wanted = wanted_loss(content, ledger, competition, incentives)
+    return f"{text}{DROPPED_MARK}more are unlikely to bring its loss {loss:.6f} below {wanted:.6f}, where pay begins"

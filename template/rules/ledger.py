@@ -98,7 +98,7 @@ def read_ledger(contents: Iterable[Content], competition: Competition, incentive
 def record_credit(loss: float, frontier: float, competition: Competition, incentives: Incentives) -> float | None:
     """Return the score that a record adds beyond `epsilon`; None for a loss that is no record.
 
-    The first `epsilon` is not paid. Otherwise many tries at a smaller improvement would pay: luck adds the rest.
+    An `epsilon` of each improvement is not paid. Otherwise many tries at a smaller one would pay: luck adds the rest.
     """
     credit = score_of(loss + incentives.epsilon, competition) - score_of(frontier, competition)
     return credit if credit > 0.0 else None
@@ -119,10 +119,18 @@ def is_hopeless(
     """
     if not content.losses:
         return False
+    margin = 2.0 * incentives.sd / math.sqrt(len(content.losses))
+    wanted = wanted_loss(content, ledger, competition, incentives)
+    return estimate_loss(content.losses, incentives.sd).loss >= wanted + margin
+
+
+def wanted_loss(
+    content: Content, ledger: Sequence[LedgerRow], competition: Competition, incentives: Incentives
+) -> float:
+    """Return the loss below which a dataset is worth its evaluations."""
     is_proportional = incentives.reward is Reward.PROPORTIONAL
     frontier = competition.maxb if is_proportional else frontier_before(content.rank, ledger, competition.bench)
-    margin = 2.0 * incentives.sd / math.sqrt(len(content.losses))
-    return estimate_loss(content.losses, incentives.sd).loss >= frontier - incentives.epsilon + margin
+    return frontier - incentives.epsilon
 
 
 def ledger_lines(ledger: Iterable[LedgerRow], absent: Container[ContentKey] = ()) -> list[LedgerLine]:

@@ -1,11 +1,13 @@
 """The histories that a site shows, with numbers for the names in them. Pure."""
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from template.competition import CommitmentRecord
+from template.constants import HOTKEY_PATTERN
 from template.errors import SubmissionError
 from template.receipts.round_file import RoundHeader
 from template.receipts.sources import is_hotkey
@@ -83,6 +85,11 @@ class Names:
         self.hotkeys = {hotkey: index for index, hotkey in enumerate(dict.fromkeys(row.hotkey for row in rows))}
         self.datasets = {entry: index for index, entry in enumerate(dict.fromkeys(row.entry for row in rows))}
         self.verdicts = {code: index for index, code in enumerate(dict.fromkeys(row.verdict for row in rows))}
+
+    def linked(self, text: str) -> list[tuple[str, bool]]:
+        """Split a text at the hotkeys that have a page; tell for each part whether it is one."""
+        parts = re.split(f"({HOTKEY_PATTERN})", text)
+        return [(part, index % 2 == 1 and part in self.hotkeys) for index, part in enumerate(parts)]
 
     def dataset(self, entry: str) -> tuple[str, str | None]:
         """Return a short text for a commitment, and its address on the Hub if it has one."""

@@ -12,7 +12,7 @@ from template.receipts.round_file import RoundHeader, WeightsLine
 from template.site.words import explain_verdict, weights_outcome
 
 # Of the extract. A change makes the cached ones useless.
-VERSION = 2
+VERSION = 3
 
 _FOLDER_MODEL = re.compile(r"@[0-9a-f]{64}\b")
 
@@ -136,7 +136,7 @@ def _inputs(header: RoundHeader) -> dict[str, str]:
         "Competition": f"{competition.id}, {competition.repo}@{competition.eval_commit}",
         "Losses": f"benchmark {competition.bench:g}, score 1 at {competition.minb:g}, score 0 at {competition.maxb:g}",
         "Rules": f"{rules.reward.value}, {rules.evaluations} evaluations, {rules.slots} a round, "
-        f"the first {rules.epsilon:g} of an improvement is not paid, "
+        f"{rules.epsilon:g} of each improvement is not paid, "
         f"a credit halves every {rules.half_life_blocks} blocks",
         "Seeds": {"chain": "from the chain", "fixed": "one seed, chosen by the validator"}.get(
             header.lucky_num_from, "drawn by the validator"

@@ -12,7 +12,7 @@ from template.site.archive import History, Names, file_name, round_name
 from template.site.compare import compare_histories
 from template.site.extract import Evaluation, Extract
 from template.site.render import ASSETS, label, read_asset, render, script, table_csv
-from template.site.words import RECORD, explain_loss, explain_weight, paid_for
+from template.site.words import RECORD, explain_loss, explain_pay, explain_weight, paid_for
 
 Page = tuple[str, bytes]
 """A path in the site, and its content."""
@@ -62,6 +62,7 @@ class Site:
             "file_name": file_name,
             "round_name": round_name,
             "dataset": self._names.dataset,
+            "linked": self._names.linked,
             "path": path,
         }
         return path, render(template, **{**shared, **values})
@@ -94,7 +95,7 @@ class Site:
             "standings.html", _numbered("index", index), index,
             paid=paid, others=rows[len(paid) :],
             paid_for={line.hotkey: paid_for(line, history.newest) for line in history.newest.table if line.weight},
-            csv=_numbered("standings", index, "csv"),
+            csv=_numbered("standings", index, "csv"), how=explain_pay(history.newest),
         )  # fmt: skip
         columns = ("rank", "hotkey", "uid", "dataset", "verdict", "why", "runs", "loss", "error", "score", "credit",
                    "weight", "paid_since_block")  # fmt: skip
@@ -165,12 +166,16 @@ class Site:
             has_weight = any(own.weight > 0.0 for _, own in found)
             views.append({
                 "history": history, "row": row, "index": index, "changes": changes, "has_weight": has_weight,
-                "is_listed": line is not None, **_explain(line, history.newest),
+                "has_loss": any(own.loss is not None for _, own in found), "is_listed": line is not None,
+                **_explain(line, history.newest),
             })  # fmt: skip
             evaluations = [[number, *self._evaluation(run)] for number, run in history.evaluations.get(hotkey, ())]
             data.append({"validator": index, **self._series(history, hotkey), "evaluations": evaluations[::-1]})
         path = f"hotkeys/{name}.html"
-        yield self._page("hotkey.html", path, views[0]["index"], hotkey=hotkey, views=views, name=name)
+        seen = {(view["row"].verdict, view["row"].loss, view["row"].weight) for view in views}
+        yield self._page(
+            "hotkey.html", path, views[0]["index"], hotkey=hotkey, views=views, name=name, agree=len(seen) == 1
+        )
         yield f"data/hotkeys/{name}.js", script("HOTKEY", data)
 
     def _receipt_files(self) -> Iterator[Page]:

@@ -1,16 +1,22 @@
 """Say in words why a dataset has its verdict, loss and weight. Pure."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from template.competition import Reward
+from template.constants import DAY_BLOCKS, DROPPED_MARK, MAX_SHARED_PERCENT
+from template.errors import Reason
 from template.receipts.round_file import RoundHeader, TableLine, WeightsLine
 from template.records import LedgerLine
 from template.rules.entries import MISSING
 from template.rules.ledger import live_records, paid_loss
 
 # Verdicts besides the reasons of a rejection.
-RECORD, CONFIRMED, RUNNING, WAITING = "record", "confirmed", "in_progress", "waiting"
+RECORD, CONFIRMED, RUNNING, DROPPED, WAITING = "record", "confirmed", "in_progress", "dropped", "waiting"
+
+# What the message of a duplicate says about the earlier dataset besides its hotkey: digest and block.
+_COPIED_DATASET = re.compile(r" \(rows [0-9a-f]{12}, block ([0-9]+)\)$")
 
 # Records of a paid hotkey that are described.
 _SHOWN_RECORDS = 2
@@ -18,14 +24,14 @@ _SHOWN_RECORDS = 2
 
 @dataclass(frozen=True)
 class Verdict:
-    """code: a `Reason`, or one of the four above. why: sentences."""
+    """code: a `Reason`, or one of the five above. why: sentences."""
 
     code: str
     why: str
 
     @property
     def is_rejection(self) -> bool:
-        return self.code not in (RECORD, CONFIRMED, RUNNING, WAITING)
+        return self.code not in (RECORD, CONFIRMED, RUNNING, DROPPED, WAITING)
 
 
 def ledger_line(line: TableLine, header: RoundHeader) -> LedgerLine | None:
@@ -37,12 +43,15 @@ def ledger_line(line: TableLine, header: RoundHeader) -> LedgerLine | None:
 def explain_verdict(line: TableLine, header: RoundHeader, own: LedgerLine | None) -> Verdict:
     """Return the verdict on a dataset, and why. own: its line in the ledger."""
     if line.reason is not None:
-        again = " The validator looks for the file again." if line.reason in MISSING else ""
-        return Verdict(line.reason.value, f"{_sentence(line.message or 'rejected')}{again}")
+        text = _COPIED_DATASET.sub(r", which counts since block \1", line.message or "rejected")
+        return Verdict(line.reason.value, f"{_sentence(text)}{_explain_rule(line.reason)}")
     needed = header.incentives.evaluations
     if line.runs == 0:
         seen = "" if line.digest is not None else " and not downloaded"
         return Verdict(WAITING, f"Not evaluated{seen} yet.")
+    if own is None and DROPPED_MARK in line.message:
+        done, _, why = line.message.partition(DROPPED_MARK)
+        return Verdict(DROPPED, f"{done} are done. {_sentence(why)} So validators evaluate it no more.")
     if own is None:
         return Verdict(RUNNING, f"{line.runs} of {needed} evaluations are done. A dataset is paid after all of them.")
     epsilon, gap = header.incentives.epsilon, own.frontier - own.loss
@@ -57,9 +66,17 @@ def explain_verdict(line: TableLine, header: RoundHeader, own: LedgerLine | None
     return Verdict(CONFIRMED, f"{text} So it is no record and adds no credit.")
 
 
+def _explain_rule(reason: Reason) -> str:
+    if reason in MISSING:
+        return " The validator looks for the file again."
+    if reason is Reason.DUPLICATE:
+        return f" At most {MAX_SHARED_PERCENT}% of a dataset's distinct rows may be in one earlier dataset."
+    return ""
+
+
 def _explain_record(own: LedgerLine, epsilon: float) -> str:
-    beyond = f"What exceeds the first {epsilon:g}" if epsilon else "That"
-    return f"{beyond} adds {own.credit:.4f} to the score, which is its credit."
+    paid = f"its loss plus {epsilon:g}" if epsilon else "its loss"
+    return f"The score of {paid} is {own.credit:.4f} above the score of that best loss: this is the record's credit."
 
 
 def explain_loss(line: TableLine, header: RoundHeader) -> str:
@@ -69,10 +86,10 @@ def explain_loss(line: TableLine, header: RoundHeader) -> str:
     if line.spread is None:
         return f"It is of {_count(line.runs, 'evaluation')}."
     penalty = paid_loss(line.mean, line.spread, line.runs, header.incentives.sd) - line.mean
-    text = f"The mean of {line.runs} evaluations is {line.mean:.6f}, with a spread of {line.spread:.6f}."
+    text = f"The mean of {line.runs} evaluations is {line.mean:.6f}, their standard deviation {line.spread:.6f}."
     if penalty > 0.0:
-        return f"{text} The spread is above {header.incentives.sd:g}, which adds {penalty:.6f}."
-    return f"{text} The spread adds nothing."
+        return f"{text} That is more than {header.incentives.sd:g}, which adds {penalty:.6f} to the loss."
+    return f"{text} Only more than {header.incentives.sd:g} would add to the loss."
 
 
 def explain_weight(line: TableLine, header: RoundHeader) -> str:
@@ -95,10 +112,43 @@ def _explain_credit(line: TableLine, header: RoundHeader) -> str:
     own = [(record, credit) for record, credit in live if record.hotkey == line.hotkey]
     if line.weight <= 0.0:
         return "The hotkey has a record and is not paid now." if own else "The hotkey has no record, so no credit."
-    text = f"Its credit {line.credit:.4f} is {line.weight:.2%} of all credits, {total:.4f}."
-    listed = ", ".join(f"{credit:.4f} of the record of block {record.rank_block}" for record, credit in own)
-    half_life = header.incentives.half_life_blocks
-    return f"{text} It is the sum of: {listed}. A credit halves every {half_life:,} blocks."
+    text = f"Its credit {line.credit:.4f} is {line.weight:.2%} of the credits of all hotkeys, {total:.4f}."
+    left = [f"{credit:.4f} of {record.credit:.4f} since block {record.rank_block}" for record, credit in own]
+    halving = f"A credit halves every {_half_life(header)} from the block since which its dataset counts"
+    return f"{text} {halving}: {', '.join(left)} is left."
+
+
+def explain_pay(header: RoundHeader) -> str:
+    """Say how weights are earned in this competition."""
+    competition, rules = header.competition, header.incentives
+    losses = (
+        "A dataset is a choice of rows of the competition's evaluation set. One that shares more than"
+        f" {MAX_SHARED_PERCENT}% of its rows with an earlier one is a duplicate. Validators train the same model on"
+        " every other dataset and measure the loss on the whole evaluation set, in"
+        f" {_count(rules.evaluations, 'run')} with a seed each. A lower loss is better. From the benchmark,"
+        f" {competition.bench:g}, down to {competition.minb:g}, a loss L scores {competition.bheight:g} +"
+        f" {1.0 - competition.bheight:g} (({competition.bench:g} - L) / {competition.bench - competition.minb:g})"
+        f"^{competition.pow:g}."
+    )
+    if rules.reward is Reward.PROPORTIONAL:
+        return f"{losses} A weight is the share of a dataset's score in the sum of all scores."
+    record = (
+        f"A dataset that is better than the benchmark and than all datasets before it, by more than {rules.epsilon:g},"
+        " is a record. The order is that of the rounds in which they were first committed and readable, then of their"
+        " commit blocks."
+    )
+    if rules.reward is Reward.WINNER:
+        return f"{losses} {record} The newest record has all weight."
+    credit = (
+        f"Its credit is the score of its loss plus {rules.epsilon:g}, minus the score of the best loss before it. A"
+        f" credit halves every {_half_life(header)}. A weight is a hotkey's share of all credits."
+    )
+    return f"{losses} {record} {credit}"
+
+
+def _half_life(header: RoundHeader) -> str:
+    blocks = header.incentives.half_life_blocks
+    return f"{blocks:,} blocks ({blocks / DAY_BLOCKS:.3g} days)"
 
 
 def paid_for(line: TableLine, header: RoundHeader) -> str:
@@ -108,8 +158,8 @@ def paid_for(line: TableLine, header: RoundHeader) -> str:
     live = live_records(header.start_block, header.ledger, header.registrations, header.incentives)
     own = [record for record, _ in live if record.hotkey == line.hotkey][::-1]
     texts = [
-        f"The record of block {record.rank_block}: loss {record.loss:.6f}, {record.frontier - record.loss:.6f} better"
-        " than any before."
+        f"A record that counts since block {record.rank_block}: loss {record.loss:.6f},"
+        f" {record.frontier - record.loss:.6f} better than any before."
         for record in own[:_SHOWN_RECORDS]
     ]
     more = [f"And {_count(len(own) - _SHOWN_RECORDS, 'earlier record')}."] if len(own) > _SHOWN_RECORDS else []

@@ -15,7 +15,7 @@ from template import __version__
 from template.errors import ConfigError, describe_error
 from template.records import Metrics
 from template.status.health import HealthLimits, find_problems
-from template.status.status import Status, read_status
+from template.status.status import Status, read_evaluation_totals, read_status
 from template.terminal import describe_verdict
 
 _WARNING_INTERVAL_S = 3600.0
@@ -62,7 +62,8 @@ class StatusCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         try:
-            metrics = [*_measure(read_status(self._state_dir, time.time(), measures_disk=False))]
+            status = read_status(self._state_dir, time.time(), measures_disk=False)
+            metrics = [*_measure(status), _evaluation_metric(*read_evaluation_totals(self._state_dir))]
         except Exception as error:
             # Also a bug costs the metrics alone, and one line of the log.
             metrics, self._failures = [], self._failures + 1
@@ -110,12 +111,11 @@ def _round_metrics(status: Status) -> Iterator[Metric]:
     yield _gauge("record_loss", "Best loss of the ledger's records.", min(records, default=None))
     yield _gauge("records", "Records of the ledger.", len(records))
     yield _gauge("weights_due_block", "Block by which new weights are due.", status.due_block)
-    count, seconds = status.evaluated
-    yield SummaryMetricFamily(
-        "subnet_evaluation_seconds",
-        "Recorded evaluations and their seconds.",
-        count_value=count,
-        sum_value=seconds,
+
+
+def _evaluation_metric(count: int, seconds: float) -> Metric:
+    return SummaryMetricFamily(
+        "subnet_evaluation_seconds", "Recorded evaluations and their seconds.", count_value=count, sum_value=seconds
     )
 
 

@@ -38,7 +38,7 @@ class Status:
     one, with its own newest_intents and retry states. current: the last round with a leaderboard, with its own
     standings, ledger and intents. recent: weights of the last rounds, oldest first. accepted: the last accepted
     weights, however old. disk: bytes by kind of file. free_bytes: on the volume of the state. runs: starts of the
-    validator, newest first. evaluated: number and seconds of all recorded evaluations.
+    validator, newest first.
     """
 
     now: float
@@ -59,7 +59,6 @@ class Status:
     disk: Mapping[str, int]
     free_bytes: int
     runs: Sequence[Run] = ()
-    evaluated: tuple[int, float] = (0, 0.0)
 
     @property
     def refused(self) -> WeightIntent | None:
@@ -161,8 +160,13 @@ def read_status(state_dir: Path, now: float, *, measures_disk: bool = True) -> S
             disk=measure_disk(state_dir) if measures_disk else {},
             free_bytes=_free_bytes(state_dir),
             runs=store.runs(),
-            evaluated=store.evaluation_totals(),
         )
+
+
+def read_evaluation_totals(state_dir: Path) -> tuple[int, float]:
+    """Return the number of all recorded evaluations and their seconds, which reads each. Raises: ConfigError."""
+    with StatusStore(state_dir / STATE_FILE) as store:
+        return store.evaluation_totals()
 
 
 def measure_disk(state_dir: Path) -> dict[str, int]:

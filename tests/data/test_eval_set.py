@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+import re
 from collections.abc import Callable, Container
 from functools import partial
 from pathlib import Path
@@ -14,11 +15,13 @@ from template.competition import Competition
 from template.data.eval_set import EvalSetIndex, check_dataset, read_eval_set_index
 from template.data.rows import SUBMISSION_LIMITS, content_digest, parse_rows
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError
+from template.hub import progress
 from template.hub.datasets import fetch_eval_set
 from template.localnet.hub.store import upload_files
 from template.records import Dataset
 from tests.fixtures.faulty_hub import FaultyHub
 from tests.fixtures.hub import REPO, use_endpoint
+from tests.fixtures.logs import log_lines
 from tests.fixtures.training import make_row
 
 
@@ -129,6 +132,15 @@ def test_fetch_returns_the_jsonl_of_the_pinned_commit(server: FaultyHub, tmp_pat
     assert len(read_eval_set_index(path)) == len(LINES)
     server.close()
     assert fetch_eval_set(make_competition(commit), tmp_path / "eval", None, None) == path
+
+
+def test_fetch_says_how_much_is_left(server: FaultyHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "LOG_EVERY_S", 0.0)
+    commit = upload_files(server.store.root, REPO, {"eval.jsonl": bytes(5_000_000)})
+    with log_lines() as logs:
+        fetch_eval_set(make_competition(commit), tmp_path / "eval", None, None)
+    text = rf"downloading {REPO}: \d\.\d MB of 5\.0 MB, about 0 min left$"
+    assert logs and all(re.search(text, line) for line in logs)
 
 
 def test_fetch_without_a_usable_file_is_a_config_error(server: FaultyHub, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from template.config import load_training_args
-from template.hub import model_progress
+from template.hub import model_progress, progress
 from template.hub.model_progress import show_model_download
 from template.localnet.hub.store import upload_files
 from template.training.model import load_model
@@ -26,7 +26,7 @@ SHARDS = {"model-1.safetensors": b"a" * 4_000_000, "model-2.safetensors": b"b" *
 @pytest.fixture(autouse=True)
 def fast(server: FaultyHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_progress, "POLL_S", 0.02)
-    monkeypatch.setattr(model_progress, "LOG_EVERY_S", 0.1)
+    monkeypatch.setattr(progress, "LOG_EVERY_S", 0.1)
     use_endpoint(server, monkeypatch)
 
 

@@ -5,6 +5,7 @@ The slow runs happen once for the module; each test makes one claim about their 
 
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -222,15 +223,22 @@ def test_anyone_replays_a_receipt_to_the_last_bit(arena: Arena, spine: Outcome) 
 
 
 def test_site_from_the_hotkey_alone_has_receipts_that_replay(arena: Arena, spine: Outcome, tmp_path: Path) -> None:
-    """The leaderboard finds the published rounds, and the receipt that it offers is IDENTICAL."""
+    """The leaderboard finds the published rounds, and the command that it shows for a receipt says IDENTICAL."""
     sources = ["--rounds", arena.net.hotkey("validator"), "--netuid", "96", "--subtensor.network", arena.net.network]
     with use_hub(arena.net, "bob"):
         ended = call_main(leaderboard.main, *sources, "--out", tmp_path / "site", "--work_dir", tmp_path)
     assert ended.status == 0, ended.logs
     page = (tmp_path / "site" / "hotkeys" / f"{arena.net.hotkey('copycat')}.html").read_text()
-    assert f"Shares 102 rows with the earlier dataset of {arena.net.hotkey('alice')}" in page
+    text = re.sub(r"<[^>]*>", "", page)
+    alice = arena.net.hotkey("alice")
+    assert f"Shares 102 rows with the earlier dataset of {alice[:6]}…{alice[-4:]}, which counts since block " in text
+    assert f'href="../hotkeys/{alice}.html"' in page
     (path,) = (tmp_path / "site" / "receipts").glob(f"{arena.net.hotkey('bob')[:12]}-1-*.json")
-    ended = arena.compute_loss("--verify", path, "--any_competition", "--work_dir", arena.folder / "offline")
+    # site.js puts these flags behind `subnet score --verify FILE`.
+    names = json.loads((tmp_path / "site" / "data" / "names.js").read_text().partition("=")[2].rstrip(";\n"))
+    flags = names["validators"][0]["flags"].replace("MODEL_FOLDER", str(arena.model)).split()
+    with use_hub(arena.net, "bob"):
+        ended = call_main(load_main(COMPUTE_LOSS), "--verify", path, *flags, "--work_dir", arena.folder / "offline")
     assert ended.output.splitlines()[-1] == "IDENTICAL", ended.logs
 
 

@@ -1,15 +1,16 @@
 """The runs after which validators stop evaluating, in the report of a loss."""
 
 import io
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from template.competition import Competition, Incentives
 from template.miner.committed import CommittedDataset
 from template.miner.compare import compare_paired
-from template.miner.loss_report import describe, paired_tables, summarize
+from template.miner.loss_report import describe, loss_tables, paired_tables, summarize
 from template.records import SubmissionKey
 from tests.fixtures.results import make_result
 
@@ -45,14 +46,27 @@ def test_own_seeds_are_judged_together() -> None:
     assert "6 of 6: enough to be confirmed" in describe(results, COMPETITION, RULES)
 
 
+def capture(parts: Iterable[RenderableType]) -> str:
+    """Return what a terminal of 16 colours shows."""
+    console = Console(file=io.StringIO(), force_terminal=True, color_system="standard", width=100, highlight=False)
+    with console.capture() as shown:
+        for part in parts:
+            console.print(part)
+    return shown.get()
+
+
+@pytest.mark.parametrize(("loss", "colour"), [(GOOD, "\x1b[32m"), (BAD, "\x1b[31m")], ids=["better", "worse"])
+def test_terminal_gets_seeds_and_a_coloured_loss(loss: float, colour: str) -> None:
+    text = capture(loss_tables([make_result(loss=loss)] * 2, COMPETITION, RULES, COMMITTED))
+    assert [line.split()[-1] for line in text.splitlines()[2:4]] == [repr(loss)] * 2
+    assert f"loss      {colour}{loss!r} as it is paid" in text and "on chain  alice/data:1:" in text
+
+
 def test_terminal_gets_a_comparison_with_the_lower_loss_green() -> None:
     losses = [GOOD, GOOD], [BAD, GOOD - 0.2]
     results = tuple([make_result(loss=loss) for loss in side] for side in losses)
-    console = Console(file=io.StringIO(), force_terminal=True, color_system="standard", width=100, highlight=False)
-    with console.capture() as capture:
-        for part in paired_tables(compare_paired(*losses), results, [Path("a"), Path("b")]):
-            console.print(part)
-    rows = [line.split() for line in capture.get().splitlines() if "." in line]
+    text = capture(paired_tables(compare_paired(*losses), results, [Path("a"), Path("b")]))
+    rows = [line.split() for line in text.splitlines() if "." in line]
     green = [["\x1b[32m" in cell for cell in row[1:3]] for row in rows[:3]]
     assert green == [[True, False], [False, True], [False, True]]
-    assert rows[2][0] == "mean" and "UNDECIDED" in capture.get()
+    assert rows[2][0] == "mean" and "UNDECIDED" in text

@@ -51,6 +51,12 @@ def test_a_documented_command_parses(words: list[str]) -> None:
     module.build_parser(*roles).parse_args(flags)
 
 
+def test_the_miners_guide_downloads_the_subnets_pool() -> None:
+    (words,) = [words for words in commands() if words[:2] == ["hf", "download"]]
+    own = Competition.from_defaults()
+    assert (words[2], words[words.index("--revision") + 1]) == (own.repo, own.eval_commit)
+
+
 def test_readme_begins_with_the_two_commands() -> None:
     assert [shlex.split(line, comments=True) for line in blocks("bash", "README.md")[0].splitlines()] == [
         ["bash", "scripts/quickstart.sh"],

@@ -29,7 +29,7 @@ ROOMS = {
     "stop_request": "",
     "config": f"competition {GROUND}",
     "serialization": f"competition {GROUND}",
-    "terminal": "records",
+    "terminal": "constants records",
     "arguments": "terminal errors",
     "console": "terminal",
     "data": RECORDS,

@@ -11,6 +11,7 @@ from template.records import ContentKey, LeaderboardRow, SubmissionKey, Verdict
 from template.rules.leaderboard import build_leaderboard, choose_weights, find_undecided, weights_by_uid
 from template.rules.ledger import Content, read_ledger
 from template.rules.table import Table
+from template.terminal import describe_verdict
 from tests.fixtures.table import DAY, PERIOD, Game, make_content
 from tests.fixtures.views import OWNER, make_entry, make_key, make_neuron, make_view
 
@@ -52,7 +53,12 @@ def test_row_shows_the_estimate_and_the_credit() -> None:
     assert (rows["c"].reason, rows["c"].digest, rows["c"].message) == (None, None, "waits for its download")
 
 
-def test_row_names_the_first_rule_that_failed() -> None:
+def test_dropped_dataset_is_told_the_loss_that_it_needs() -> None:
+    record = make_content("a", 0, [2.5] * 4)
+    rows = rank(make_table(record, make_content("b", 1, [2.52]), make_content("c", 2, [2.51])), "b", "c")
+    text = "1 of 4 evaluations, dropped: more are unlikely to bring its loss 2.520000 below 2.495000, where pay begins"
+    assert (rows["b"].message, rows["c"].message) == (text, "1 of 4 evaluations")
+    assert [describe_verdict(row, []) for row in rows.values()] == ["dropped", "in_progress"]
     table = make_table(make_content("a", 0, [2.5] * 4))
     rows = rank(table, "a", verdicts={A: Verdict(reason=Reason.DIVERGED, message="step 3")})
     assert (rows["a"].reason, rows["a"].message, rows["a"].weight) == (Reason.DIVERGED, "step 3", 0.0)

@@ -141,6 +141,18 @@ def test_duplicate_is_rejected_with_its_lines(subnet: Net) -> None:
     assert content["subnet"]["copy_of"]["hotkey"] == hotkey
 
 
+def test_terminal_gets_tables_with_red_problems(subnet: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    red = "\x1b[31m"
+    output = run(subnet, [*POOL[:2], "{]"], is_online=False).output
+    assert f"line 3  {red}malformed" in output and "─────" in output
+    output = run(subnet, make_copy()).output
+    assert subnet.hotkey("alice") in output and f"{red}   102" in output
+    assert output.endswith(f"{red}REJECTED: a validator would not count this dataset\x1b[0m\n")
+
+
 def test_duplicate_with_other_whitespace_is_rejected(subnet: Net) -> None:
     content = check(subnet, SPACED, status=6)
     (overlap,) = content["subnet"]["overlaps"]
@@ -195,6 +207,7 @@ def test_later_duplicate_of_the_committed_file_is_ok(net: Net) -> None:
 
 
 def test_unusable_commitments_are_counted_by_reason(net: Net) -> None:
+    net.chain("validator").announce_rounds("validator/rounds")
     for name in ("elsewhere", "torn", "gone", "left"):
         make_hotkey(net.parts, name)
         net.admin.register(net.hotkey(name))

@@ -33,7 +33,10 @@ def test_site_of_two_validators_is_built_from_the_hub_alone(tmp_path: Path) -> N
         ended = write(tmp_path, net.hotkey("validator"), OTHER_REPO, more=(*publication.arguments(tmp_path / "work"),))
         assert ended.status == 0, ended.logs
         page = (tmp_path / "site" / "hotkeys" / f"{net.hotkey('carol')}.html").read_text()
-        assert page.count("Shares 58 rows with the earlier dataset of " + net.hotkey("alice")) >= 2
+        alice = net.hotkey("alice")
+        copied = f'Shares 58 rows with the earlier dataset of <a class="key" href="../hotkeys/{alice}.html"'
+        assert page.count(copied) >= 2 and page.count(", which counts since block ") >= 2
+        assert "The 2 validators recorded the same verdict, loss and weight." in page
         assert f"subnet audit --from {REPO} " in page and (tmp_path / "site" / "compare.html").is_file()
 
 

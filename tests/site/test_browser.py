@@ -107,6 +107,14 @@ def test_charts_are_drawn_and_have_their_numbers_as_text(browser: Browser) -> No
     assert rows.count() == 12
 
 
+def test_rejected_dataset_has_a_text_in_place_of_empty_tables(browser: Browser) -> None:
+    page = browser.open("index.html")
+    page.locator("#others ~ .scroll .pill.bad").first.locator("xpath=ancestor::tr").locator("th a").click()
+    text = page.locator("[data-table=evaluations] .empty").first.inner_text()
+    assert text == "This validator did none for this hotkey."
+    assert page.locator("[data-chart=own-loss]").count() == 0
+
+
 def test_every_control_is_reached_by_the_keyboard(browser: Browser) -> None:
     page = browser.open("index.html")
     page.keyboard.press("Tab")
@@ -139,6 +147,7 @@ def test_command_of_a_receipt_names_the_downloaded_file(browser: Browser, tmp_pa
     assert button.get_attribute("aria-expanded") == "true"
     command = page.locator("[data-table=evaluations] code").first.inner_text()
     assert command == f"subnet score --verify {path.name} --any_competition --model_path MODEL_FOLDER"
+    assert "MODEL_FOLDER: put your folder" in page.locator("[data-table=evaluations] .opened").first.inner_text()
     assert str(read_receipt(path).result.lucky_num) in row.inner_text()
 
 

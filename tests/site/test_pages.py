@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from template.competition import Reward
 from template.receipts.files import read_header
 from template.receipts.round_file import RoundHeader
+from template.rules.scoring import score_of
 from template.site.archive import History, file_name, round_name
 from template.site.extract import Extract, extract_round
 from template.site.pages import Site
 from template.site.render import ASSETS, read_asset
+from template.site.words import Verdict, explain_pay, explain_verdict
 from tests.fixtures.hostile import BIDI, FORMULA, TEXTS, make_hostile
 from tests.fixtures.season import PERIOD, Season
 
@@ -63,7 +66,32 @@ def test_start_page_says_who_is_paid_for_what_since_when(site: dict[str, bytes],
     paid = [line for line in newest.table if line.weight > 0.0]
     body = page[page.index('id="paid"') : page.index('id="others"')]
     assert paid and all(f"hotkeys/{line.hotkey}.html" in body for line in paid)
-    assert body.count("The record of block ") >= len(paid) and body.count("since block ") == len(paid)
+    assert body.count("A record that counts since block ") == 2 * len(paid), "for wide and for narrow screens"
+
+
+def test_dropped_dataset_is_told_why(newest: RoundHeader) -> None:
+    message = "2 of 8 evaluations, dropped: more are unlikely to bring its loss 6.2 below 6.1, where pay begins"
+    verdict = explain_verdict(dataclasses.replace(newest.table[0], reason=None, message=message), newest, None)
+    text = "2 of 8 evaluations are done. More are unlikely to bring its loss 6.2 below 6.1, where pay begins."
+    assert verdict == Verdict("dropped", f"{text} So validators evaluate it no more.")
+
+
+@pytest.mark.parametrize("reward", list(Reward))
+def test_start_page_says_how_a_weight_is_earned(newest: RoundHeader, reward: Reward, folder: Path) -> None:
+    rules = dataclasses.replace(newest.incentives, reward=reward)
+    header = dataclasses.replace(newest, incentives=rules)
+    page = build(History([extract_round(header, [], "name", None)], header, None), folder=folder)["index.html"].decode()
+    text = page[page.index('id="how"') :]
+    assert "in 8 runs with a seed each" in text
+    assert ("A credit halves every 100,800 blocks (14 days)" in text) == (reward is Reward.IMPROVEMENT)
+
+
+def test_shown_score_formula_is_that_of_the_validators(newest: RoundHeader) -> None:
+    competition = newest.competition
+    shown = explain_pay(newest).partition("a loss L scores ")[2].partition(". A dataset")[0]
+    formula = shown.replace(" ((", " * ((").replace("^", "**")
+    for loss in (competition.bench, competition.minb, competition.bench - 0.05):
+        assert eval(formula, {"L": loss}) == pytest.approx(score_of(loss, competition))
 
 
 def test_each_hotkey_and_round_has_a_page(site: dict[str, bytes], paths: list[Path], newest: RoundHeader) -> None:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -174,11 +175,13 @@ def test_worker_ends_with_its_parent_during_training(evaluator: Evaluator, long_
                 os.kill(worker, signal.SIGKILL)
 
 
-# Last, since its workers are of no use to another test.
-def test_worker_out_of_memory_gives_no_result(pair: LocalExecutor, long_dir: Path) -> None:
-    for pid in worker_pids():
+def test_worker_out_of_memory_gives_no_result(evaluator: Evaluator, long_dir: Path) -> None:
+    others = worker_pids()
+    with closing(LocalExecutor(evaluator, ["cpu"], timeouts=EAGER)) as executor:
+        ready(executor)
+        (pid,) = set(worker_pids()).difference(others)
         size = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
         resource.prlimit(pid, resource.RLIMIT_AS, (size, size))
-    pair.submit(KEY, long_dir, SEED)
-    key, error = collect_failure(pair)
-    assert key == KEY and error.startswith("cpu: ")
+        executor.submit(KEY, long_dir, SEED)
+        key, error = collect_failure(executor)
+        assert key == KEY and error.startswith("cpu: ")

@@ -46,7 +46,7 @@
 
   function pill(index) {
     const code = names.verdicts[index];
-    const kinds = { record: "good", confirmed: "flat", in_progress: "busy", waiting: "busy" };
+    const kinds = { record: "good", confirmed: "flat", dropped: "flat", in_progress: "busy", waiting: "busy" };
     return make("span", "pill " + (kinds[code] || "bad"), names.labels[index]);
   }
 
@@ -102,7 +102,9 @@
         const text = make("pre", "command", make("code", "", command(validator, index, digest, file)));
         text.tabIndex = 0;
         const parts = file ? [make("p", "", ["Download ", receipt(file, digest), ", then run where it is:"])] : [];
-        const cell = make("td", "opened", [...parts, text]);
+        const needsFolder = names.validators[validator].flags.includes("MODEL_FOLDER");
+        const hint = needsFolder ? [make("p", "", "MODEL_FOLDER: put your folder with the model's weights there.")] : [];
+        const cell = make("td", "opened", [...parts, text, ...hint]);
         cell.colSpan = button.closest("tr").children.length;
         line = make("tr", "", cell);
         line.hidden = true;
@@ -141,7 +143,7 @@
     },
 
     "round-evaluations"() {
-      return table("The evaluations that were planned for this round.", [
+      return table("The evaluations that were planned for this round. Those that ended after its weights were made count from the next round on.", [
         ["Hotkey", "", (run) => hotkey(run[0])],
         ["Number", "num wide", (run) => String(run[1])],
         ["Seed", "num", (run) => String(run[2])],
@@ -152,7 +154,7 @@
 
     evaluations(place) {
       const own = window.HOTKEY[Number(place.dataset.view)];
-      return table("Every evaluation that this validator did, newest first. A seed and the dataset fix the loss.", [
+      return table("Every evaluation that this validator did, newest first. Dataset and seed determine the loss: who evaluates them again on a like machine gets the same number.", [
         ["Round", "", (run) => round(own.validator, run[0])],
         ["Number", "num wide", (run) => String(run[1])],
         ["Seed", "num", (run) => String(run[2])],
@@ -163,8 +165,15 @@
     },
   };
 
+  const empty = {
+    "round-evaluations": "None was planned for this round.",
+    evaluations: "This validator did none for this hotkey.",
+  };
+
   for (const place of document.querySelectorAll("[data-table]")) {
-    place.append(drawn[place.dataset.table](place));
+    const content = drawn[place.dataset.table](place);
+    const text = empty[place.dataset.table];
+    place.append(text && !content.tBodies[0].rows.length ? make("p", "empty", text) : content);
   }
 
   if (window.drawCharts) window.drawCharts({ make, number, percent, short, table });
