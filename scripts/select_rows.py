@@ -5,8 +5,8 @@
 
 The pool is the competition's evaluation set. The first proposals are made without evaluations, by the --methods:
 
-    match    rows whose gradients together point where the evaluation set's point
     less     rows whose gradients alone are most like the evaluation set's (LESS)
+    match    rows whose gradients together point where the evaluation set's point
     topics   rows whose words together are most like the pool's
     length   the rows with the longest answers
     random   random rows
@@ -65,7 +65,8 @@ from template.workers.executor import Evaluator
 if TYPE_CHECKING:
     from template.training.row_features import RowFeatures
 
-METHODS = ("match", "less", "topics", "length", "random")
+# The ones that are usually best first: the others then take one evaluation each.
+METHODS = ("less", "match", "topics", "length", "random")
 
 
 def check_budget(args: argparse.Namespace) -> None:
@@ -287,10 +288,10 @@ def propose(
         search.budget.spent_s += time.monotonic() - began
         predict = features.similarity
     for method in sorted(set(methods), key=METHODS.index):
-        if method == "match" and features is not None:
-            rows = tuple(features.match_target(rule.count, rule.start()))
-        elif method == "less" and features is not None:
+        if method == "less" and features is not None:
             rows = rule.take(features.rank())
+        elif method == "match" and features is not None:
+            rows = tuple(features.match_target(rule.count, rule.start()))
         elif method == "topics":
             rows = tuple(word_features(pool.rows).match_target(rule.count, rule.start()))
         elif method == "length":

@@ -2,9 +2,10 @@
 
     python -m scripts.bench.selection --eval_data_dir DIR --model_path DIR --training_args FILE --rows 12
 
-In each repetition one search begins with `match` and swaps its rows, and the other draws random rows only. Both drop a
-proposal by the same rule, under the same seeds. The random search gets more evaluations, for the time of the gradients.
-Then the best dataset of each is evaluated under seeds that neither has seen. Evaluations are recorded in --work_dir.
+In each repetition one search begins with the --method and swaps its rows, and the other draws random rows only. Both
+drop a proposal by the same rule, under the same seeds. The random search gets more evaluations, for the time of the
+gradients. Then the best dataset of each is evaluated under seeds that neither has seen. Evaluations are recorded in
+--work_dir.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from collections.abc import Iterator, Sequence
 
 from loguru import logger
 
-from scripts.select_rows import Workbench, choose_count, propose, read_pool
+from scripts.select_rows import METHODS, Workbench, choose_count, propose, read_pool
 from template import cli, files
 from template.arguments import Parser
 from template.config import load_competition, load_training_args
@@ -33,6 +34,7 @@ def build_parser() -> Parser:
     cli.add_replay_arguments(parser)
     add = parser.add_argument
     add("--rows", type=int, help="rows of a dataset (default: as many as the competition counts)")
+    add("--method", choices=METHODS, default="less", help="first proposal (default: less)")
     add("--evaluations", type=int, default=8, help="budget of the search with gradients (default: 8)")
     add("--extra", type=int, default=2, help="evaluations more for the random search (default: 2)")
     add("--seeds", type=int, default=2, help="seeds of a search (default: 2)")
@@ -72,7 +74,7 @@ def compare_searches(
     by_chance = Search(workbench.evaluate, lucky_nums, Budget(evaluations=args.evaluations + args.extra))
     selected = Search(workbench.evaluate, lucky_nums, Budget(evaluations=args.evaluations))
     spend(by_chance, draw_rows(rule, random.Random(draw.random()), len(workbench.pool)))
-    spend(selected, propose(["match"], workbench, rule, draw, selected))
+    spend(selected, propose([args.method], workbench, rule, draw, selected))
     first, second = (
         [workbench.evaluate(search.best.rows, lucky_num).loss for lucky_num in unseen] if search.best else []
         for search in (by_chance, selected)
