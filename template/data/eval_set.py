@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from template.data.lookalikes import explain_foreign_rows
@@ -52,9 +53,11 @@ class EvalSetIndex:
 
     def check(self, content: bytes, *, name: str, max_rows: int) -> Dataset:
         """Check a dataset like `check_dataset`; return its digest and dedup keys."""
-        rows = [row for _, row in read_keys(content, name=name, limits=SUBMISSION_LIMITS, keys_by_line=self.line_keys)]
-        check_membership(rows, self, max_rows=max_rows)
-        counted = rows[:max_rows]
+        rows = read_keys(content, name=name, limits=SUBMISSION_LIMITS, keys_by_line=self.line_keys)
+        counted = [RowKey(row.line, row.key) for _, row in islice(rows, max_rows)]
+        for _ in rows:
+            pass  # Later rows do not count, but must be well-formed.
+        check_membership(counted, self, max_rows=max_rows)
         return Dataset(
             digest=content_digest(row.key for row in counted), row_keys=self.dedup_keys(row.key for row in counted)
         )

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import httpx2
@@ -39,6 +39,7 @@ from template.hub.transport import (
     MAX_REDIRECTS,
     SOCKET_TIMEOUT_S,
     BoundedTransport,
+    DeadlineBackend,
     RequestBudget,
 )
 from template.proxies import check_proxies
@@ -148,7 +149,8 @@ def _make_client() -> httpx2.Client:
     client.timeout = httpx2.Timeout(SOCKET_TIMEOUT_S)
     client.max_redirects = MAX_REDIRECTS
 
-    def bound(transport: httpx2.BaseTransport) -> BoundedTransport:
+    def bound(transport: Any) -> BoundedTransport:
+        transport._pool._network_backend = DeadlineBackend(transport._pool._network_backend)
         return BoundedTransport(transport, lambda: hf_constants.ENDPOINT)
 
     client._transport = bound(client._transport)

@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from typing import Any
 
 import httpx2
 
@@ -104,9 +105,11 @@ class BoundedTransport(httpx2.BaseTransport):
     def _send_for_other_library(self, request: httpx2.Request, endpoint: str) -> httpx2.Response:
         if _is_file(request, httpx2.URL(endpoint)):
             return self._send(request, RequestBudget(math.inf, endpoint, _MAX_MODEL_FILE_BYTES))
+        budget = RequestBudget(time.monotonic() + _METADATA_S, endpoint, MAX_LISTING_BYTES)
         try:
-            response = self._send(request, RequestBudget(time.monotonic() + _METADATA_S, endpoint, MAX_LISTING_BYTES))
-            response.read()
+            response = self._send(request, budget)
+            with budget.activate():
+                response.read()
             return response
         except (RemoteError, httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError) as error:
             # The only error that all callers in transformers and huggingface_hub answer from the cache.
@@ -122,7 +125,8 @@ class BoundedTransport(httpx2.BaseTransport):
         request.extensions = {**request.extensions, "timeout": timeouts.as_dict()}
         assert isinstance(request.stream, httpx2.SyncByteStream)
         request.stream = _BoundedStream(request.stream, budget, math.inf)
-        response = self._inner.handle_request(request)
+        with budget.activate():
+            response = self._inner.handle_request(request)
         try:
             _clean_headers(response.headers)
         except RemoteError:
@@ -147,6 +151,40 @@ class BoundedTransport(httpx2.BaseTransport):
             raise RemoteError(f"redirect to {request.method} {url.scheme}://{url.host[:100]} is not followed")
         for name in _SECRET_HEADERS:
             request.headers.pop(name, None)
+
+
+class DeadlineBackend:
+    """`inner`, a backend of httpcore, whose connections read nothing after the deadline of the call.
+
+    A socket's timeout begins anew with each byte. A header that comes byte by byte would keep its connection for hours,
+    and the client has a hundred of them for everything.
+    """
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def connect_tcp(self, *args: Any, **kwargs: Any) -> "_DeadlineConnection":
+        return _DeadlineConnection(self._inner.connect_tcp(*args, **kwargs))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+class _DeadlineConnection:
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        budget = _CURRENT.get()
+        if budget is not None:
+            budget.remaining_s()
+        return bytes(self._inner.read(max_bytes, timeout))
+
+    def start_tls(self, *args: Any, **kwargs: Any) -> "_DeadlineConnection":
+        return _DeadlineConnection(self._inner.start_tls(*args, **kwargs))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
 
 
 class _BoundedStream(httpx2.SyncByteStream):

@@ -12,6 +12,7 @@ from template.receipts.round_file import RoundFile, RoundHeader, TableLine
 from template.records import ContentKey, Dataset, LedgerLine, Rank, SubmissionKey
 from template.rules.duplicates import Candidate, match_duplicates, max_shared, public_ranks
 from template.rules.entries import MISSING
+from template.rules.leaderboard import COUNTS_LATER
 from template.rules.stands import Version, align
 
 # Reasons that follow from the text of a commitment, and those from the content of a file.
@@ -24,7 +25,7 @@ _DUPLICATE = re.compile(
 )
 
 # Written by `template.rules.leaderboard`.
-_COUNTS_LATER = re.compile(r"counts from block ([0-9]{1,10})")
+_COUNTS_LATER = re.compile(COUNTS_LATER + " ([0-9]{1,10})")
 
 Read = Callable[[CommitmentRecord], Dataset]
 """Downloads and checks a dataset. Raises: SubmissionError, RemoteError."""

@@ -22,6 +22,9 @@ from template.rules.ledger import (
 from template.rules.scoring import score_of, weights_from_scores
 from template.rules.table import Table
 
+# Begins the message of a dataset that was replaced too soon; the block follows.
+COUNTS_LATER = "counts from block"
+
 
 def build_leaderboard(
     competition: Competition,
@@ -130,7 +133,7 @@ def _make_row(
     content = table.present.get(entry.key)
     if content is None:
         if entry.key in table.waiting:
-            row = dataclasses.replace(row, message=f"counts from block {table.waiting[entry.key]}")
+            row = dataclasses.replace(row, message=f"{COUNTS_LATER} {table.waiting[entry.key]}")
         return row
     duplicate = table.duplicates.get(content.key)
     error = None if duplicate is None else duplicate.to_error()

@@ -128,9 +128,9 @@ def wanted_loss(
     content: Content, ledger: Sequence[LedgerRow], competition: Competition, incentives: Incentives
 ) -> float:
     """Return the loss below which a dataset is worth its evaluations."""
-    is_proportional = incentives.reward is Reward.PROPORTIONAL
-    frontier = competition.maxb if is_proportional else frontier_before(content.rank, ledger, competition.bench)
-    return frontier - incentives.epsilon
+    if incentives.reward is Reward.PROPORTIONAL:
+        return competition.maxb
+    return frontier_before(content.rank, ledger, competition.bench) - incentives.epsilon
 
 
 def ledger_lines(ledger: Iterable[LedgerRow], absent: Container[ContentKey] = ()) -> list[LedgerLine]:

@@ -6,6 +6,7 @@ when the last `block_threshold` blocks begin. The round closes when its evaluati
 A validator that is new or was away works through the rounds that it missed, and sets no weights in them.
 """
 
+import math
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -18,8 +19,8 @@ from template.rules.stands import align
 # Failures of this machine after which a submission is suspended until its `next_at`.
 MAX_HOST_FAILURES = 3
 
-# Failures of the network after which weights no longer wait for a submission: some four hours of retries.
-MAX_REMOTE_FAILURES = 12
+# Failed tries of a download after which a missed round is planned without it.
+_AWAITED_FAILURES = 2
 
 # Longest pause between two attempts to set weights, in blocks.
 MAX_WEIGHTS_PAUSE_BLOCKS = 16
@@ -256,19 +257,35 @@ def _next_work(state: State, current: Round, view: ChainView, now: float, policy
     if fetch is not None:
         return fetch
     if current.evaluations is None:
-        awaited = [key for key in _unread(state, current, now) if _may_arrive(state, key)]
-        # A file that did not come at the first try may never come, so the plan does not wait for it. A missed round
-        # has no deadline for weights.
-        closing = closing_block(current, policy)
-        if awaited and (view.block < closing or current.opened_block >= closing):
-            return Wait(f"{len(state.downloading)} of {len(awaited)} downloads running")
-        return PlanRound()
+        awaited = _awaited(state, current, view, now, policy)
+        return Wait(f"{len(state.downloading)} of {len(awaited)} downloads running") if awaited else PlanRound()
     return _next_evaluation(state, current.evaluations, now)
 
 
-def _may_arrive(state: State, key: SubmissionKey) -> bool:
-    """Check that a download is running or has not failed yet."""
-    return key in state.downloading or key not in state.retry_states or not state.retry_states[key].remote_failures
+def _awaited(state: State, current: Round, view: ChainView, now: float, policy: Policy) -> list[SubmissionKey]:
+    """Return the downloads that the plan of the round waits for.
+
+    A file that did not come at the first try may never come, and repos that hang would hold every evaluation back. So
+    the plan waits for first tries, and for later ones that run, in the first half of the time until weights are due. A
+    missed round has no such time: it waits for a few tries of each.
+    """
+    closing = closing_block(current, policy)
+    if current.opened_block >= closing:
+        most: float = _AWAITED_FAILURES
+    elif view.block >= closing:
+        return []
+    else:
+        most = math.inf if view.block < (current.opened_block + closing) // 2 else 0
+    return [
+        key
+        for key in _unread(state, current, now)
+        if not (failures := _failures(state, key)) or (failures <= most and key in state.downloading)
+    ]
+
+
+def _failures(state: State, key: SubmissionKey) -> int:
+    """Return how often a download has failed since the file was last read."""
+    return state.retry_states[key].remote_failures if key in state.retry_states else 0
 
 
 def _unread(state: State, current: Round, now: float) -> list[SubmissionKey]:
@@ -298,7 +315,7 @@ def _fetch(state: State, current: Round, now: float) -> Action | None:
     ]
     if not wanted or state.available_slots <= 0:
         return None
-    wanted.sort(key=lambda key: retry_states[key].remote_failures if key in retry_states else 0)
+    wanted.sort(key=lambda key: _failures(state, key))
     return FetchDatasets(tuple(wanted[: state.available_slots]))
 
 
@@ -340,7 +357,7 @@ def _next_evaluation(state: State, evaluations: Sequence[RoundEvaluation], now: 
     ]
     if due and state.idle_workers > 0:
         return EvaluateDataset(due[0])
-    if any(evaluation.key in state.missing_files and _may_arrive(state, evaluation.key) for evaluation in to_do):
+    if any(evaluation.key in state.missing_files and not _failures(state, evaluation.key) for evaluation in to_do):
         return Wait("a file is downloaded again")
     if not ready and not state.running:
         return None

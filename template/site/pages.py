@@ -172,7 +172,7 @@ class Site:
             evaluations = [[number, *self._evaluation(run)] for number, run in history.evaluations.get(hotkey, ())]
             data.append({"validator": index, **self._series(history, hotkey), "evaluations": evaluations[::-1]})
         path = f"hotkeys/{name}.html"
-        seen = {(view["row"].verdict, view["row"].loss, view["row"].weight) for view in views}
+        seen = {view["row"].verdict for view in views}
         yield self._page(
             "hotkey.html", path, views[0]["index"], hotkey=hotkey, views=views, name=name, agree=len(seen) == 1
         )

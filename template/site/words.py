@@ -10,6 +10,7 @@ from template.errors import Reason
 from template.receipts.round_file import RoundHeader, TableLine, WeightsLine
 from template.records import LedgerLine
 from template.rules.entries import MISSING
+from template.rules.leaderboard import COUNTS_LATER
 from template.rules.ledger import live_records, paid_loss
 
 # Verdicts besides the reasons of a rejection.
@@ -47,23 +48,43 @@ def explain_verdict(line: TableLine, header: RoundHeader, own: LedgerLine | None
         return Verdict(line.reason.value, f"{_sentence(text)}{_explain_rule(line.reason)}")
     needed = header.incentives.evaluations
     if line.runs == 0:
-        seen = "" if line.digest is not None else " and not downloaded"
-        return Verdict(WAITING, f"Not evaluated{seen} yet.")
+        return Verdict(WAITING, _explain_wait(line, header))
     if own is None and DROPPED_MARK in line.message:
-        done, _, why = line.message.partition(DROPPED_MARK)
-        return Verdict(DROPPED, f"{done} are done. {_sentence(why)} So validators evaluate it no more.")
+        done, _, rest = line.message.partition(DROPPED_MARK)
+        why, _, unpaid = rest.partition("; ")
+        more = f" {_sentence(unpaid)}" if unpaid else ""
+        return Verdict(DROPPED, f"{done} are done. {_sentence(why)} So validators evaluate it no more.{more}")
     if own is None:
         return Verdict(RUNNING, f"{line.runs} of {needed} evaluations are done. A dataset is paid after all of them.")
     epsilon, gap = header.incentives.epsilon, own.frontier - own.loss
     if own.credit > 0.0:
         absent = " It is not paid now: its file is missing for more than a day." if own.is_absent else ""
-        text = f"Its loss {own.loss:.6f} is {gap:.6f} below the best loss before it, {own.frontier:.6f}."
+        text = f"Its loss {own.loss:.6f} is {gap:.6f} below the loss to beat, {own.frontier:.6f}."
         return Verdict(RECORD, f"{text} {_explain_record(own, epsilon)}{absent}")
     if gap < 0.0:
-        text = f"Its loss {own.loss:.6f} is {-gap:.6f} above the best loss before it, {own.frontier:.6f}."
+        text = f"Its loss {own.loss:.6f} is {-gap:.6f} above the loss to beat, {own.frontier:.6f}."
     else:
-        text = f"Its loss {own.loss:.6f} is only {gap:.6f} below the best loss before it, and no more than {epsilon:g}."
+        text = f"Its loss {own.loss:.6f} is only {gap:.6f} below the loss to beat, and no more than {epsilon:g}."
     return Verdict(CONFIRMED, f"{text} So it is no record and adds no credit.")
+
+
+def _explain_wait(line: TableLine, header: RoundHeader) -> str:
+    """Say what a dataset without an evaluation waits for, and how many others wait for the same."""
+    if line.message.startswith(COUNTS_LATER):
+        return f"Not evaluated yet: it {line.message}."
+    if line.digest is None and line.hotkey in header.missing:
+        return "Not downloaded yet: its file is not on the Hub."
+    step = "downloaded" if line.digest is None else "evaluated"
+    waiting = sum(
+        other.runs == 0
+        and other.reason is None
+        and (other.digest is None) == (line.digest is None)
+        and other.hotkey not in header.missing
+        and not other.message.startswith(COUNTS_LATER)
+        for other in header.table
+    )
+    more = f" {_count(waiting - 1, 'other dataset')} wait{'s' if waiting == 2 else ''} for the same."
+    return f"Not {step} yet.{more if waiting > 1 else ''}"
 
 
 def _explain_rule(reason: Reason) -> str:
@@ -76,7 +97,7 @@ def _explain_rule(reason: Reason) -> str:
 
 def _explain_record(own: LedgerLine, epsilon: float) -> str:
     paid = f"its loss plus {epsilon:g}" if epsilon else "its loss"
-    return f"The score of {paid} is {own.credit:.4f} above the score of that best loss: this is the record's credit."
+    return f"The score of {paid} is {own.credit:.4f} above the score of the loss to beat: this is the record's credit."
 
 
 def explain_loss(line: TableLine, header: RoundHeader) -> str:
@@ -109,13 +130,13 @@ def explain_weight(line: TableLine, header: RoundHeader) -> str:
 def _explain_credit(line: TableLine, header: RoundHeader) -> str:
     total = sum(row.credit for row in header.table)
     live = live_records(header.start_block, header.ledger, header.registrations, header.incentives)
-    own = [(record, credit) for record, credit in live if record.hotkey == line.hotkey]
+    own = [(record, credit) for record, credit in live if record.hotkey == line.hotkey and not record.is_absent]
     if line.weight <= 0.0:
         return "The hotkey has a record and is not paid now." if own else "The hotkey has no record, so no credit."
     text = f"Its credit {line.credit:.4f} is {line.weight:.2%} of the credits of all hotkeys, {total:.4f}."
     left = [f"{credit:.4f} of {record.credit:.4f} since block {record.rank_block}" for record, credit in own]
     halving = f"A credit halves every {_half_life(header)} from the block since which its dataset counts"
-    return f"{text} {halving}: {', '.join(left)} is left."
+    return f"{text} {halving}. What is left: {', '.join(left)}."
 
 
 def explain_pay(header: RoundHeader) -> str:
@@ -123,24 +144,27 @@ def explain_pay(header: RoundHeader) -> str:
     competition, rules = header.competition, header.incentives
     losses = (
         "A dataset is a choice of rows of the competition's evaluation set. One that shares more than"
-        f" {MAX_SHARED_PERCENT}% of its rows with an earlier one is a duplicate. Validators train the same model on"
-        " every other dataset and measure the loss on the whole evaluation set, in"
-        f" {_count(rules.evaluations, 'run')} with a seed each. A lower loss is better. From the benchmark,"
+        f" {MAX_SHARED_PERCENT}% of its rows with an earlier one is a duplicate. On each dataset that is none,"
+        " validators train the same model, and measure the loss on the whole evaluation set, under"
+        f" {_count(rules.evaluations, 'seed')}. A lower loss is better. From the benchmark,"
         f" {competition.bench:g}, down to {competition.minb:g}, a loss L scores {competition.bheight:g} +"
         f" {1.0 - competition.bheight:g} (({competition.bench:g} - L) / {competition.bench - competition.minb:g})"
         f"^{competition.pow:g}."
     )
     if rules.reward is Reward.PROPORTIONAL:
-        return f"{losses} A weight is the share of a dataset's score in the sum of all scores."
+        falls = f"Above the benchmark the score falls to 0 at {competition.maxb:g}."
+        return f"{losses} {falls} A weight is the share of a dataset's score in the sum of all scores."
+    by = f" by more than {rules.epsilon:g}" if rules.epsilon else ""
     record = (
-        f"A dataset that is better than the benchmark and than all datasets before it, by more than {rules.epsilon:g},"
-        " is a record. The order is that of the rounds in which they were first committed and readable, then of their"
-        " commit blocks."
+        "The loss to beat is that of the last record, before the first one the benchmark. A dataset that beats it"
+        f"{by} is a record. The order is that of the rounds in which datasets were first committed and readable, then"
+        " of their commit blocks."
     )
     if rules.reward is Reward.WINNER:
         return f"{losses} {record} The newest record has all weight."
+    plus = f" plus {rules.epsilon:g}" if rules.epsilon else ""
     credit = (
-        f"Its credit is the score of its loss plus {rules.epsilon:g}, minus the score of the best loss before it. A"
+        f"Its credit is the score of its loss{plus}, minus the score of the loss to beat. A"
         f" credit halves every {_half_life(header)}. A weight is a hotkey's share of all credits."
     )
     return f"{losses} {record} {credit}"
@@ -159,7 +183,7 @@ def paid_for(line: TableLine, header: RoundHeader) -> str:
     own = [record for record, _ in live if record.hotkey == line.hotkey][::-1]
     texts = [
         f"A record that counts since block {record.rank_block}: loss {record.loss:.6f},"
-        f" {record.frontier - record.loss:.6f} better than any before."
+        f" {record.frontier - record.loss:.6f} below the loss to beat."
         for record in own[:_SHOWN_RECORDS]
     ]
     more = [f"And {_count(len(own) - _SHOWN_RECORDS, 'earlier record')}."] if len(own) > _SHOWN_RECORDS else []

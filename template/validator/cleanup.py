@@ -1,4 +1,4 @@
-"""Remove old files and rows between rounds. Verdicts are kept forever."""
+"""Remove old files and rows when a round opens or closes. Verdicts are kept forever."""
 
 import contextlib
 import re
@@ -53,16 +53,22 @@ def clean_up(context: Context, evaluator: SubmissionEvaluator, current: Round) -
     store.prune_outputs(before=old)
     for key in evaluator.datasets.keys() - store.dataset_keys(config.competition):
         del evaluator.datasets[key]
-    # The files of records are compared with the Hub's in each round.
-    records = find_records(context, evaluator, current)
-    used = [*(entry.key for entry in current.entries if entry.rejection is None), *records]
-    _remove_datasets(
-        config.data_dir, {dataset_folder(config.data_dir, key) for key in used} | evaluator.folders_in_use()
-    )
     receipts = {f"{entry.key.hotkey}-{entry.key.commitment.rpartition(':')[2][:12]}" for entry in current.entries}
     _remove_files(config.receipt_dir, _RECEIPT, keep=receipts, older_than=old)
     _remove_files(config.round_dir, _ROUND, keep=frozenset(), older_than=old)
     _remove_eval_sets(config, older_than=old)
+
+
+def remove_replaced_files(context: Context, evaluator: SubmissionEvaluator, current: Round) -> None:
+    """Remove the datasets that the round `current` does not have.
+
+    Before its downloads: miners who all replace their dataset would else take twice the disk.
+    """
+    data_dir = context.config.data_dir
+    # The files of records are compared with the Hub's in each round.
+    records = find_records(context, evaluator, current)
+    used = [*(entry.key for entry in current.entries if entry.rejection is None), *records]
+    _remove_datasets(data_dir, {dataset_folder(data_dir, key) for key in used} | evaluator.folders_in_use())
 
 
 def _shorten_stands(context: Context, evaluator: SubmissionEvaluator) -> None:

@@ -28,7 +28,7 @@ from template.telemetry.wandb_tracker import NullTracker, Tracker
 from template.validator.availability import FileWatch
 from template.validator.bootstrap import RoundHistory
 from template.validator.chain_view import ViewReader
-from template.validator.cleanup import clean_up, oldest_remembered_block
+from template.validator.cleanup import clean_up, oldest_remembered_block, remove_replaced_files
 from template.validator.commit_slots import CommitSlots
 from template.validator.config import LuckyNumFrom, ValidatorConfig
 from template.validator.context import Context
@@ -331,10 +331,11 @@ class Validator:
             raise RemoteError("no round can open: commit block unknown for some revealed commitments")
         end_block = snapshot.block + end_block - start_block
         self._context.outputs.check()
-        open_round(
+        opened = open_round(
             self._context, self.evaluator, self._commit_blocks.blocks, snapshot,
             opened_block=view.block, end_block=end_block,
         )  # fmt: skip
+        remove_replaced_files(self._context, self.evaluator, opened)
         return False
 
     def _close_round(self, evaluator: SubmissionEvaluator, current: Round, state: State, *, is_settled: bool) -> None:

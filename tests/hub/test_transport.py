@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import huggingface_hub
 import pytest
 from huggingface_hub import get_session
@@ -35,6 +36,26 @@ def request(url: str, endpoint: str, *, seconds: float = math.inf, content: byte
 def test_redirect_from_https_to_another_scheme_is_refused(url: str) -> None:
     with pytest.raises(RemoteError, match="not followed"):
         request(url, "https://8.8.8.8")
+
+
+def test_header_that_never_ends_frees_its_connection(server: FaultyHub) -> None:
+    set_faults(server.store.root, HubFault(kind=FaultKind.HEADER_DRIP, seconds=0.0001))
+    started = time.monotonic()
+    with pytest.raises(RemoteError, match="in the time allowed"):
+        request(f"{server.endpoint}/x", server.endpoint, seconds=0.3)
+    assert time.monotonic() - started < 2.0
+
+
+def test_chunk_header_that_never_ends_frees_its_connection(server: FaultyHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("template.hub.transport._METADATA_S", 0.3)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.endpoint)
+    head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;"
+    set_faults(server.store.root, HubFault(kind=FaultKind.RAW, body=head, rest="x", repeat=20_000, seconds=0.0001))
+    started = time.monotonic()
+    # Without a budget of its own, as transformers calls it.
+    with pytest.raises(httpx2.ConnectError, match="in the time allowed"):
+        get_session().request("GET", f"{server.endpoint}/api/models/x")
+    assert time.monotonic() - started < 2.0
 
 
 def test_slow_upload_ends_at_its_deadline() -> None:

@@ -59,6 +59,9 @@ def test_dropped_dataset_is_told_the_loss_that_it_needs() -> None:
     text = "1 of 4 evaluations, dropped: more are unlikely to bring its loss 2.520000 below 2.495000, where pay begins"
     assert (rows["b"].message, rows["c"].message) == (text, "1 of 4 evaluations")
     assert [describe_verdict(row, []) for row in rows.values()] == ["dropped", "in_progress"]
+
+
+def test_row_names_the_first_rule_that_failed() -> None:
     table = make_table(make_content("a", 0, [2.5] * 4))
     rows = rank(table, "a", verdicts={A: Verdict(reason=Reason.DIVERGED, message="step 3")})
     assert (rows["a"].reason, rows["a"].message, rows["a"].weight) == (Reason.DIVERGED, "step 3", 0.0)

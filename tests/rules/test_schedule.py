@@ -100,6 +100,30 @@ def test_plan_waits_for_first_downloads_only() -> None:
     assert choose(settled, at(410), replace(POLICY, sets_weights=False)) == PlanRound()
 
 
+def test_plan_waits_for_retries_in_the_first_half_only() -> None:
+    state = make_state(A, B, downloading=frozenset([A]), datasets={B: ()}, retry_states={A: FAILED}, available_slots=0)
+    middle = (state.round.start_block + 410) // 2 if state.round else 0
+    assert isinstance(choose(state, at(middle - 1)), Wait)
+    assert choose(state, at(middle)) == PlanRound()
+
+
+def test_round_that_opens_late_waits_for_retries_too() -> None:
+    state = make_state(A, downloading=frozenset([A]), retry_states={A: FAILED}, available_slots=0)
+    assert state.round is not None
+    late = replace(state, round=replace(state.round, opened_block=380))
+    assert isinstance(choose(late, at(394)), Wait)
+    assert choose(late, at(395)) == PlanRound()
+
+
+def test_missed_round_waits_for_three_tries_of_a_download() -> None:
+    state = make_state(A, downloading=frozenset([A]), available_slots=0)
+    assert state.round is not None
+    missed = replace(state, round=replace(state.round, opened_block=90_000))
+    for failures, expected in ((0, Wait), (2, Wait), (3, PlanRound)):
+        retry = replace(FAILED, remote_failures=failures)
+        assert isinstance(choose(replace(missed, retry_states={A: retry}), at(90_000)), expected)
+
+
 def test_withheld_file_is_waited_for_by_nobody() -> None:
     retry_states = {A: RetryState(remote_failures=1, next_at=NOW)}
     state = make_state(A, B, datasets={B: ()}, retry_states=retry_states, available_slots=0)

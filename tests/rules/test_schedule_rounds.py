@@ -48,14 +48,15 @@ def weights(world: World) -> "enumerate[tuple[int, object]]":
     return enumerate(world.actions(SetWeights))
 
 
-def test_withheld_files_delay_neither_evaluations_nor_weights() -> None:
-    world = World(downloads=8, fetch_blocks=1, work_blocks=0)
+@pytest.mark.parametrize(("fetch_blocks", "latest"), [(1, 60), (10, 160)], ids=["refused", "hanging"])
+def test_withheld_files_delay_neither_evaluations_nor_weights(fetch_blocks: int, latest: int) -> None:
+    world = World(downloads=8, fetch_blocks=fetch_blocks, work_blocks=0)
     entered = keys(40)
     world.withheld = set(entered[::2])
     world.enter(*entered)
     world.run_rounds(3)
     assert sorted(evaluated(world)) == [key.hotkey for key in entered[1::2]]
-    assert all(block < world.rounds[number].start_block + 60 for number, (block, _) in weights(world))
+    assert all(block < world.rounds[number].start_block + latest for number, (block, _) in weights(world))
 
 
 def test_few_slots_reach_every_dataset_in_rank_order() -> None:

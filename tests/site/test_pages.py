@@ -17,7 +17,7 @@ from template.site.archive import History, file_name, round_name
 from template.site.extract import Extract, extract_round
 from template.site.pages import Site
 from template.site.render import ASSETS, read_asset
-from template.site.words import Verdict, explain_pay, explain_verdict
+from template.site.words import Verdict, explain_pay, explain_verdict, explain_weight
 from tests.fixtures.hostile import BIDI, FORMULA, TEXTS, make_hostile
 from tests.fixtures.season import PERIOD, Season
 
@@ -76,19 +76,33 @@ def test_dropped_dataset_is_told_why(newest: RoundHeader) -> None:
     assert verdict == Verdict("dropped", f"{text} So validators evaluate it no more.")
 
 
+def test_dropped_dataset_names_an_unpaid_record_apart(newest: RoundHeader) -> None:
+    message = "2 of 8 evaluations, dropped: more are unlikely; unpaid records (rows 12): the file is missing"
+    verdict = explain_verdict(dataclasses.replace(newest.table[0], reason=None, message=message), newest, None)
+    assert verdict.why.endswith("So validators evaluate it no more. Unpaid records (rows 12): the file is missing.")
+
+
+def test_credit_that_is_left_is_of_present_records(newest: RoundHeader) -> None:
+    paid = next(line for line in newest.table if line.weight > 0.0)
+    record = next(line for line in newest.ledger if line.hotkey == paid.hotkey and line.credit > 0.0)
+    absent = dataclasses.replace(record, is_absent=True)
+    why = explain_weight(paid, dataclasses.replace(newest, ledger=(*newest.ledger, absent)))
+    assert "What is left: " in why and why == explain_weight(paid, newest)
+
+
 @pytest.mark.parametrize("reward", list(Reward))
 def test_start_page_says_how_a_weight_is_earned(newest: RoundHeader, reward: Reward, folder: Path) -> None:
     rules = dataclasses.replace(newest.incentives, reward=reward)
     header = dataclasses.replace(newest, incentives=rules)
     page = build(History([extract_round(header, [], "name", None)], header, None), folder=folder)["index.html"].decode()
     text = page[page.index('id="how"') :]
-    assert "in 8 runs with a seed each" in text
+    assert "under 8 seeds." in text
     assert ("A credit halves every 100,800 blocks (14 days)" in text) == (reward is Reward.IMPROVEMENT)
 
 
 def test_shown_score_formula_is_that_of_the_validators(newest: RoundHeader) -> None:
     competition = newest.competition
-    shown = explain_pay(newest).partition("a loss L scores ")[2].partition(". A dataset")[0]
+    shown = explain_pay(newest).partition("a loss L scores ")[2].partition(". The loss to beat")[0]
     formula = shown.replace(" ((", " * ((").replace("^", "**")
     for loss in (competition.bench, competition.minb, competition.bench - 0.05):
         assert eval(formula, {"L": loss}) == pytest.approx(score_of(loss, competition))

@@ -17,7 +17,7 @@ from template.rules.schedule import Policy
 from template.rules.stands import find_versions
 from template.store.store import Store
 from template.telemetry.wandb_tracker import NullTracker
-from template.validator.cleanup import clean_up
+from template.validator.cleanup import clean_up, remove_replaced_files
 from template.validator.config import ValidatorConfig
 from template.validator.context import Context
 from template.validator.downloads import Downloader, dataset_folder
@@ -69,7 +69,9 @@ class House:
     evaluator: SubmissionEvaluator
 
     def clean_up(self, current: Round | None = None) -> None:
+        """Clean up as after a round, and as before the next one."""
         clean_up(self.context, self.evaluator, current or make_round())
+        remove_replaced_files(self.context, self.evaluator, current or make_round())
 
     def check(self, key: SubmissionKey, rows: tuple[bytes, ...], *, now: float) -> None:
         dataset = Dataset(digest=hashlib.sha256(b"".join(rows)).hexdigest(), row_keys=rows)

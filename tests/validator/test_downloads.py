@@ -209,6 +209,21 @@ def test_download_that_outlives_its_round_counts_next(net: Net, gate: Gate) -> N
         assert bench.store.last_round_id() == 2 and sum("paths-info" in target for target in gate.seen) == 1
 
 
+def test_replaced_file_is_removed_before_new_ones_come(net: Net, gate: Gate) -> None:
+    old = net.submit("alice", LARGE)
+    policy = Policy(blocks_per_epoch=20, block_threshold=5)
+    with open_bench(net, policy=policy, downloader=Downloader(8), blocks=0) as bench:
+        bench.tick_until(bench.datasets)
+        new = net.submit("alice", SMALL)
+        net.admin.advance(25)
+        bench.run_rounds()
+        gate.held = "alice/data"
+        bench.tick_until(lambda: len(gate.inside) == 1)
+        folders = [dataset_folder(bench.validator.config.data_dir, key) for key in (old, new)]
+        assert [folder.is_dir() for folder in folders] == [False, True]
+        gate.opened.set()
+
+
 def test_stop_does_not_wait_for_a_download(net: Net, gate: Gate) -> None:
     key = net.submit("alice", LARGE)
     with open_bench(net, downloader=Downloader(8), blocks=0) as bench:

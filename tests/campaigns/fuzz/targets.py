@@ -94,7 +94,7 @@ def _compare_ways(data: bytes, limits: Limits, expected: Sequence[Row | LineErro
         try:
             for digest, row in read_keys(data, name="data.jsonl", limits=limits, keys_by_line=dict(cached)):
                 cached[digest] = row.key
-                keys.append(row)
+                keys.append(RowKey(row.line, row.key))
         except SubmissionError as error:
             outcomes.append((error.reason, str(error)))
         else:
