@@ -15,7 +15,6 @@ setting is wrong, 4 this machine failed, 5 the Hub did not answer, 6 a dataset o
 import argparse
 import contextlib
 import dataclasses
-import hashlib
 import json
 import random
 import statistics
@@ -27,7 +26,7 @@ from template import cli, constants, files
 from template.arguments import Check, Parser
 from template.competition import Incentives
 from template.config import load_competition, load_incentives, load_training_args
-from template.data.eval_set import EvalSetIndex, check_dataset, read_eval_set_index
+from template.data.eval_set import EvalSetIndex, check_dataset, read_distinct_lines, read_eval_set_index
 from template.errors import ConfigError
 from template.receipts.replay import evaluate_once
 from template.records import TrainResult
@@ -89,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     evaluator = cli.make_replay_context(args).evaluator(competition, load_training_args(args.training_args))
     eval_file = evaluator.eval_data_dir / constants.DATA_FILE
     pool, draw = read_eval_set_index(eval_file), random.Random(args.seed)
-    rows = read_distinct_rows(eval_file, pool)
+    rows = read_distinct_lines(eval_file, pool)
     count = args.rows or competition.rows
     if len(rows) < count:
         raise ConfigError(
@@ -114,16 +113,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         print_result("\n".join(describe(losses, spread, proposal, incentives, seconds)))
     return 0
-
-
-def read_distinct_rows(eval_file: Path, pool: EvalSetIndex) -> list[bytes]:
-    """Return the lines of the evaluation set, one of each group of near duplicates."""
-    lines: dict[bytes, bytes] = {}
-    for line in eval_file.read_bytes().splitlines():
-        row = line.strip()
-        if (key := pool.line_keys.get(hashlib.sha256(row).digest())) is not None:
-            lines.setdefault(pool.canonical[key], row)
-    return list(lines.values())
 
 
 def read_good(path: Path, eval_file: Path, pool: EvalSetIndex, max_rows: int) -> bytes:

@@ -26,12 +26,13 @@ COMMANDS = {
     "verdict": ("scripts.verdict:main", "say what validators recorded about a hotkey, and why"),
     "leaderboard": ("scripts.leaderboard:main", "write a leaderboard for the browser from round files"),
     "calibrate": ("scripts.calibrate:main", "measure the noise of a competition and propose its values"),
+    "select_rows": ("scripts.select_rows:main", "propose a dataset by a search for better rows"),
     "localnet": ("template.localnet.__main__:main", "run a chain and a Hub on this machine"),
 }
 
 
 def build_parser() -> Parser:
-    listed = "\n".join(f"  {name:11}{text}" for name, (_, text) in COMMANDS.items())
+    listed = "\n".join(f"  {name:12}{text}" for name, (_, text) in COMMANDS.items())
     parser = Parser(prog="subnet", description=__doc__, epilog=f"commands:\n{listed}")
     parser.add_argument("--version", action="version", version=f"dataset-subnet {__version__}")
     parser.add_argument("command", metavar="COMMAND", choices=COMMANDS)

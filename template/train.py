@@ -24,6 +24,7 @@ from template.records import TrainResult
 from template.training import determinism, environment, loop
 from template.training.loop import NonFiniteLoss, OnProgress
 from template.training.model import ScoringModel, load_model
+from template.training.row_features import RowFeatures, gradient_features
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +157,25 @@ def load_resident_model(options: RunOptions, cache_dir: Path | str | None = None
     """Return the model of these options; loads it if needed."""
     with _evaluation_lock, _translate_host_errors():
         return _load_resident(options.training_args or load_training_args(), options, cache_dir).model
+
+
+def compute_gradient_features(
+    content: bytes, lucky_num: int, cache_dir: Path | str | None = None, options: RunOptions | None = None
+) -> RowFeatures:
+    """Return the features of a pool's rows by the gradients of an untrained adapter.
+
+    Args:
+        content: The pool, with a target in every row.
+        lucky_num: Seed of the adapter.
+    """
+    options = options or RunOptions()
+    with _evaluation_lock, _translate_host_errors():
+        model = _load_resident(options.training_args or load_training_args(), options, cache_dir).model
+        rows = parse_rows(content, name="the pool", limits=EVAL_SET_LIMITS)
+        encoded = [encode_row(row, model.template, model.tokenize) for row in rows]
+        with determinism.deterministic_mode(model.device):
+            model.reset_adapter(lucky_num)
+            return gradient_features(model, [row for row in encoded if row is not None], options.on_progress)
 
 
 @contextlib.contextmanager

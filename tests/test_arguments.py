@@ -10,7 +10,18 @@ import bittensor as bt
 import pytest
 
 from neurons import miner, validator
-from scripts import audit, calibrate, check_dataset, compute_loss, doctor, leaderboard, status, subnet, verdict
+from scripts import (
+    audit,
+    calibrate,
+    check_dataset,
+    compute_loss,
+    doctor,
+    leaderboard,
+    select_rows,
+    status,
+    subnet,
+    verdict,
+)
 from scripts.bench import profile, scaling, score
 from template import cli
 from template.arguments import suggest_flag
@@ -21,7 +32,7 @@ from template.localnet.sample.__main__ import main as write_sample
 from tests.fixtures.network import ROOT, call_main
 
 NEURONS = [validator, miner, doctor]
-READERS = [audit, calibrate, check_dataset, compute_loss, leaderboard, status, verdict]
+READERS = [audit, calibrate, check_dataset, compute_loss, leaderboard, select_rows, status, verdict]
 COMMANDS = [*NEURONS, *READERS, subnet, localnet, profile, scaling, score]
 CHAIN = ["--netuid", "96", "--subtensor.network", "ws://127.0.0.1:9"]
 MINER = [*CHAIN, "--hf_repo_id", "me/data", "--dataset_path", "data.jsonl"]

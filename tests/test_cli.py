@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 
 from neurons import miner, validator
-from scripts import audit, calibrate, check_dataset, compute_loss, doctor, leaderboard, status, verdict
+from scripts import audit, calibrate, check_dataset, compute_loss, doctor, leaderboard, select_rows, status, verdict
 from template import cli, files
 from template.competition import Competition, Incentives
 from template.config import load_competition
@@ -22,7 +22,19 @@ from template.rules.schedule import Policy
 from template.telemetry import logging
 from tests.fixtures.network import ROOT, call_main
 
-PROGRAMS = [validator, miner, doctor, audit, calibrate, check_dataset, compute_loss, leaderboard, status, verdict]
+PROGRAMS = [
+    validator,
+    miner,
+    doctor,
+    audit,
+    calibrate,
+    check_dataset,
+    compute_loss,
+    leaderboard,
+    select_rows,
+    status,
+    verdict,
+]
 # The variables that btcli reads, each with its argument here.
 BTCLI = {
     "BT_NETWORK": "network",

@@ -1,5 +1,6 @@
 """The evaluation set as an index of rows, and the check that rows are in it."""
 
+import hashlib
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -77,6 +78,16 @@ def read_eval_set_index(path: Path) -> EvalSetIndex:
     except SubmissionError as error:
         raise ConfigError(f"the evaluation set cannot be used: {error}") from error
     return EvalSetIndex.from_lines(line_keys, near_duplicates.canonical)
+
+
+def read_distinct_lines(eval_file: Path, index: EvalSetIndex) -> list[bytes]:
+    """Return the lines of the evaluation set, one of each group of near duplicates."""
+    lines: dict[bytes, bytes] = {}
+    for line in eval_file.read_bytes().splitlines():
+        text = line.strip()
+        if (key := index.line_keys.get(hashlib.sha256(text).digest())) is not None:
+            lines.setdefault(index.canonical[key], text)
+    return list(lines.values())
 
 
 def check_dataset(

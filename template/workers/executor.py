@@ -22,6 +22,7 @@ from template.records import Progress, RunningEvaluation, SubmissionKey, TrainRe
 
 if TYPE_CHECKING:
     from template.train import RunOptions
+    from template.training.row_features import RowFeatures
 
 QuotedPath = Annotated[Path, PlainValidator(lambda text: Path(os.fsdecode(unquote_to_bytes(text))))]
 """Path that `template.workers.messages` sends percent-encoded, since its bytes need not be UTF-8."""
@@ -56,6 +57,16 @@ class Evaluator:
                 eval_data_dir=self.eval_data_dir,
                 options=options,
             )
+
+    def gradient_features(
+        self, content: bytes, lucky_num: int, on_progress: Callable[[Progress], None] | None = None
+    ) -> "RowFeatures":
+        """Return the features of a pool's rows; as `compute_gradient_features`."""
+        from template.train import compute_gradient_features
+
+        options = self._options(on_progress)
+        with self._shown_download():
+            return compute_gradient_features(content, lucky_num, self.cache_dir, options)
 
     def load_model(self) -> str:
         """Load the model and return its name: all that makes losses comparable."""
