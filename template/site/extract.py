@@ -12,7 +12,7 @@ from template.receipts.round_file import RoundHeader, WeightsLine
 from template.site.words import explain_verdict, weights_outcome
 
 # Of the extract. A change makes the cached ones useless.
-VERSION = 3
+VERSION = 4
 
 _FOLDER_MODEL = re.compile(r"@[0-9a-f]{64}\b")
 

@@ -12,6 +12,7 @@ from template.records import LedgerLine
 from template.rules.entries import MISSING
 from template.rules.leaderboard import COUNTS_LATER
 from template.rules.ledger import live_records, paid_loss
+from template.rules.scoring import score_of
 
 # Verdicts besides the reasons of a rejection.
 RECORD, CONFIRMED, RUNNING, DROPPED, WAITING = "record", "confirmed", "in_progress", "dropped", "waiting"
@@ -60,7 +61,7 @@ def explain_verdict(line: TableLine, header: RoundHeader, own: LedgerLine | None
     if own.credit > 0.0:
         absent = " It is not paid now: its file is missing for more than a day." if own.is_absent else ""
         text = f"Its loss {own.loss:.6f} is {gap:.6f} below the loss to beat, {own.frontier:.6f}."
-        return Verdict(RECORD, f"{text} {_explain_record(own, epsilon)}{absent}")
+        return Verdict(RECORD, f"{text} {_explain_record(own, header)}{absent}")
     if gap < 0.0:
         text = f"Its loss {own.loss:.6f} is {-gap:.6f} above the loss to beat, {own.frontier:.6f}."
     else:
@@ -95,9 +96,14 @@ def _explain_rule(reason: Reason) -> str:
     return ""
 
 
-def _explain_record(own: LedgerLine, epsilon: float) -> str:
-    paid = f"its loss plus {epsilon:g}" if epsilon else "its loss"
-    return f"The score of {paid} is {own.credit:.4f} above the score of the loss to beat: this is the record's credit."
+def _explain_record(own: LedgerLine, header: RoundHeader) -> str:
+    epsilon = header.incentives.epsilon
+    paid, beaten = score_of(own.loss + epsilon, header.competition), score_of(own.frontier, header.competition)
+    added = f" ({epsilon:g} is added)" if epsilon else ""
+    return (
+        f"The score of {own.loss + epsilon:.6f}{added} is {paid:.4f}, that of {own.frontier:.6f} is {beaten:.4f}."
+        f" The difference {own.credit:.4f} is the record's credit."
+    )
 
 
 def explain_loss(line: TableLine, header: RoundHeader) -> str:
@@ -110,7 +116,7 @@ def explain_loss(line: TableLine, header: RoundHeader) -> str:
     text = f"The mean of {line.runs} evaluations is {line.mean:.6f}, their standard deviation {line.spread:.6f}."
     if penalty > 0.0:
         return f"{text} That is more than {header.incentives.sd:g}, which adds {penalty:.6f} to the loss."
-    return f"{text} Only more than {header.incentives.sd:g} would add to the loss."
+    return f"{text} More than {header.incentives.sd:g} would add to the loss."
 
 
 def explain_weight(line: TableLine, header: RoundHeader) -> str:
@@ -136,7 +142,7 @@ def _explain_credit(line: TableLine, header: RoundHeader) -> str:
     text = f"Its credit {line.credit:.4f} is {line.weight:.2%} of the credits of all hotkeys, {total:.4f}."
     left = [f"{credit:.4f} of {record.credit:.4f} since block {record.rank_block}" for record, credit in own]
     halving = f"A credit halves every {_half_life(header)} from the block since which its dataset counts"
-    return f"{text} {halving}. What is left: {', '.join(left)}."
+    return f"{text} {halving}. What is left at block {header.start_block}: {', '.join(left)}."
 
 
 def explain_pay(header: RoundHeader) -> str:
@@ -144,8 +150,8 @@ def explain_pay(header: RoundHeader) -> str:
     competition, rules = header.competition, header.incentives
     losses = (
         "A dataset is a choice of rows of the competition's evaluation set. One that shares more than"
-        f" {MAX_SHARED_PERCENT}% of its rows with an earlier one is a duplicate. On each dataset that is none,"
-        " validators train the same model, and measure the loss on the whole evaluation set, under"
+        f" {MAX_SHARED_PERCENT}% of its rows with an earlier one is a duplicate. Validators train the"
+        " same model on every dataset that is no duplicate, and measure the loss on the whole evaluation set, under"
         f" {_count(rules.evaluations, 'seed')}. A lower loss is better. From the benchmark,"
         f" {competition.bench:g}, down to {competition.minb:g}, a loss L scores {competition.bheight:g} +"
         f" {1.0 - competition.bheight:g} (({competition.bench:g} - L) / {competition.bench - competition.minb:g})"
@@ -156,15 +162,15 @@ def explain_pay(header: RoundHeader) -> str:
         return f"{losses} {falls} A weight is the share of a dataset's score in the sum of all scores."
     by = f" by more than {rules.epsilon:g}" if rules.epsilon else ""
     record = (
-        "The loss to beat is that of the last record, before the first one the benchmark. A dataset that beats it"
-        f"{by} is a record. The order is that of the rounds in which datasets were first committed and readable, then"
-        " of their commit blocks."
+        "Datasets are compared in the order of the rounds in which they were first committed and readable, then of"
+        " their commit blocks. The loss to beat is that of the last record, before the first one the benchmark. A"
+        f" dataset that beats it{by} is a record."
     )
     if rules.reward is Reward.WINNER:
         return f"{losses} {record} The newest record has all weight."
-    plus = f" plus {rules.epsilon:g}" if rules.epsilon else ""
+    paid = f"(loss + {rules.epsilon:g})" if rules.epsilon else "its loss"
     credit = (
-        f"Its credit is the score of its loss{plus}, minus the score of the loss to beat. A"
+        f"Its credit is the score of {paid}, minus the score of the loss to beat. A"
         f" credit halves every {_half_life(header)}. A weight is a hotkey's share of all credits."
     )
     return f"{losses} {record} {credit}"

@@ -87,7 +87,7 @@ def test_credit_that_is_left_is_of_present_records(newest: RoundHeader) -> None:
     record = next(line for line in newest.ledger if line.hotkey == paid.hotkey and line.credit > 0.0)
     absent = dataclasses.replace(record, is_absent=True)
     why = explain_weight(paid, dataclasses.replace(newest, ledger=(*newest.ledger, absent)))
-    assert "What is left: " in why and why == explain_weight(paid, newest)
+    assert "What is left at block " in why and why == explain_weight(paid, newest)
 
 
 @pytest.mark.parametrize("reward", list(Reward))
@@ -102,7 +102,7 @@ def test_start_page_says_how_a_weight_is_earned(newest: RoundHeader, reward: Rew
 
 def test_shown_score_formula_is_that_of_the_validators(newest: RoundHeader) -> None:
     competition = newest.competition
-    shown = explain_pay(newest).partition("a loss L scores ")[2].partition(". The loss to beat")[0]
+    shown = explain_pay(newest).partition("a loss L scores ")[2].partition(". Datasets are")[0]
     formula = shown.replace(" ((", " * ((").replace("^", "**")
     for loss in (competition.bench, competition.minb, competition.bench - 0.05):
         assert eval(formula, {"L": loss}) == pytest.approx(score_of(loss, competition))
