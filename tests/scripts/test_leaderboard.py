@@ -36,7 +36,7 @@ def test_site_of_two_validators_is_built_from_the_hub_alone(tmp_path: Path) -> N
         alice = net.hotkey("alice")
         copied = f'Shares 58 rows with the earlier dataset of <a class="key" href="../hotkeys/{alice}.html"'
         assert page.count(copied) >= 2 and page.count(", which counts since block ") >= 2
-        assert "The 2 validators recorded the same verdict, loss and weight." in page
+        assert "In their newest rounds, the 2 validators recorded the same verdict." in page
         assert f"subnet audit --from {REPO} " in page and (tmp_path / "site" / "compare.html").is_file()
 
 
