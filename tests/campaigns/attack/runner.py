@@ -18,6 +18,7 @@ class Attack:
     Args:
         run: does it, with an empty folder for files, and returns the verdict.
         max_memory, max_disk: MiB beyond what the process and the folder held before.
+        prepare: called before the run, and not measured.
         is_long: for the campaign alone; the tests run a smaller attack of the same kind.
     """
 
@@ -27,6 +28,7 @@ class Attack:
     max_seconds: float
     max_memory: int
     max_disk: int = 0
+    prepare: Callable[[], object] | None = None
     is_long: bool = False
 
 
@@ -79,6 +81,8 @@ def judge(call: Callable[[], object]) -> str:
 
 def launch(attack: Attack, folder: Path) -> Outcome:
     """Run the attack in an empty folder and measure it."""
+    if attack.prepare is not None:
+        attack.prepare()
     reset_peak_memory()
     before = memory_kib("VmRSS")
     started = time.monotonic()
