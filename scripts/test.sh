@@ -26,5 +26,5 @@ step "Types" mypy
 echo "==> Tests"
 # Every worker and process would compile the same files again.
 unset PYTHONDONTWRITEBYTECODE
-# Three, since tests also wait: for two cores. An -m or -n among the arguments replaces this one.
+# Three processes for two cores, since tests also wait. An -m or -n among the arguments replaces this one.
 exec "$VENV/bin/python" -m pytest -m "not gpu" -n 3 --dist worksteal "$@"
