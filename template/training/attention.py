@@ -1,8 +1,9 @@
 """Causal attention over packed rows, and which tokens attend to which.
 
 Everything but attention treats the tokens of a pack one by one. Attention gathers rows into padded blocks and scatters
-the results back. On a GPU in half precision, flash attention reads the rows in place. The other kernels are plain
-matrix products, faster on a CPU in bfloat16, and torch's fused kernel.
+the results back, or attends within the whole pack under a mask, which is faster for few tokens. On a GPU in half
+precision, flash attention reads the rows in place. The other kernels are plain matrix products, faster on a CPU in
+bfloat16, and torch's fused kernel.
 """
 
 import functools
@@ -38,6 +39,23 @@ class PaddedBlock:
         return self.valid_slots.numel() == self.query_indices.numel()
 
 
+@dataclass(frozen=True, eq=False)  # equal only to itself, so that it can be a key of a cache
+class TokenMask:
+    """Which tokens of a pack of N tokens attend to which: `visible` (N, N) bool, by query and key.
+
+    Each token sees itself and tokens before it in the pack. positions (N,) int64 are those in the tokens' rows.
+    """
+
+    visible: torch.Tensor
+    positions: torch.Tensor
+
+    def within(self, window: int | None) -> torch.Tensor:
+        """Return (N, N) bool, limited to the last `window` positions."""
+        if window is None:
+            return self.visible
+        return self.visible & (self.positions.unsqueeze(1) - self.positions < window)
+
+
 @dataclass(frozen=True)
 class VarlenSpans:
     """S spans of a pack for flash attention's varlen kernel, causal from their ends.
@@ -54,12 +72,25 @@ class VarlenSpans:
 
 @dataclass(frozen=True)
 class _ScoreArgs:
-    """Arguments of the attention scores; the first query has position `offset`."""
+    """Arguments of the attention scores.
+
+    Without a mask, attention is causal and the first query has position `offset`.
+    """
 
     scaling: float
     softcap: float | None
     window: int | None
+    mask: TokenMask | None = None
     offset: int = 0
+
+    def visible(self, first: int, last: int, keys: int, device: torch.device) -> torch.Tensor:
+        """Return which keys the queries `first` to `last` see, (last - first, keys) bool."""
+        if self.mask is not None:
+            return self.mask.within(self.window)[first:last, :keys]
+        positions = torch.arange(self.offset + first, self.offset + last, device=device).unsqueeze(1)
+        distance = positions - torch.arange(keys, device=device)
+        causal = distance >= 0
+        return causal if self.window is None else causal & (distance < self.window)
 
 
 class _Pad(torch.autograd.Function):
@@ -102,6 +133,7 @@ def packed_attention(
     sliding_window: int | None = None,
     blocks: tuple[PaddedBlock, ...] = (),
     spans: VarlenSpans | None = None,
+    token_mask: TokenMask | None = None,
     position_ids: torch.Tensor | None = None,
     past_key_values: None = None,
     use_cache: bool = False,
@@ -109,13 +141,13 @@ def packed_attention(
 ) -> tuple[torch.Tensor, None]:
     """Attend within the rows of a pack; called by transformers in every layer.
 
-    Maps query (1, H, N, D), key and value (1, G, N, D) to (1, N, H, D). Without blocks and spans, each element of the
-    batch is one sequence. The last four arguments change nothing here. Source of the signature:
+    Maps query (1, H, N, D), key and value (1, G, N, D) to (1, N, H, D). Without blocks, spans and mask, each element of
+    the batch is one sequence. The last four arguments change nothing here. Source of the signature:
     transformers.AttentionInterface. It has no `**kwargs`, so a model whose attention needs another argument fails.
     """
     if spans is not None:
         return _attend_varlen(query, key, value, spans, scaling=scaling, window=sliding_window), None
-    args = _ScoreArgs(scaling, softcap, sliding_window)
+    args = _ScoreArgs(scaling, softcap, sliding_window, token_mask)
     if not blocks:
         q, k, v = (tensor.transpose(1, 2) for tensor in (query, key, value))
         return _attend(q, k, v, args), None
@@ -156,18 +188,10 @@ def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, args: _
         return _attend_plainly(query, key, value, args)
     heads_per_key = query.shape[2] // key.shape[2]
     q, k, v = query.transpose(1, 2), *(t.transpose(1, 2).repeat_interleave(heads_per_key, 1) for t in (key, value))
-    is_causal = args.offset == 0 and (args.window is None or args.window >= key.shape[1])
-    positions = torch.arange(args.offset, args.offset + query.shape[1], device=query.device).unsqueeze(1)
-    mask = None if is_causal else _causal_mask(positions, key.shape[1], args.window)
+    is_causal = args.mask is None and args.offset == 0 and (args.window is None or args.window >= key.shape[1])
+    mask = None if is_causal else args.visible(0, query.shape[1], key.shape[1], query.device)
     result = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, scale=args.scaling)
     return result.transpose(1, 2)
-
-
-def _causal_mask(positions: torch.Tensor, keys: int, window: int | None) -> torch.Tensor:
-    """Return (Q, K) bool, True for the last `window` keys up to each position (Q, 1)."""
-    distance = positions - torch.arange(keys, device=positions.device)
-    mask = distance >= 0
-    return mask if window is None else mask & (distance < window)
 
 
 def _attend_varlen(
@@ -201,9 +225,8 @@ def _attend_plainly(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
     # Heads that share a key become one matrix, in which the heads of a position are adjacent rows.
     q = query.unflatten(2, (groups, shared)).permute(0, 2, 1, 3, 4).reshape(batch * groups, width * shared, size)
     k, v = (tensor.transpose(1, 2).reshape(batch * groups, -1, size) for tensor in (key, value))
-    chunks = tuple(
-        _Chunk(first, min(width, first + QUERY_CHUNK), shared, args) for first in range(0, width, QUERY_CHUNK)
-    )
+    step = QUERY_CHUNK if args.mask is None else width  # a pack with a mask is small
+    chunks = tuple(_Chunk(first, min(width, first + step), shared, args) for first in range(0, width, step))
     result: torch.Tensor = _Plain.apply(q, k, v, chunks)  # type: ignore[no-untyped-call]
     return result.view(batch, groups, width, shared, size).permute(0, 2, 1, 3, 4).reshape(batch, width, heads, size)
 
@@ -239,9 +262,7 @@ class _Chunk:
 @functools.lru_cache(maxsize=16)
 def _bias(chunk: _Chunk, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """Return the mask (Q, K) as 0 and -inf; adding is cheaper than a masked fill."""
-    offset = chunk.args.offset
-    positions = torch.arange(offset + chunk.first, offset + chunk.last, device=device).unsqueeze(1)
-    mask = _causal_mask(positions, chunk.keys.stop, chunk.args.window)
+    mask = chunk.args.visible(chunk.first, chunk.last, chunk.keys.stop, device)
     bias = torch.zeros(mask.shape, device=device, dtype=dtype).masked_fill_(~mask, float("-inf"))
     return bias.repeat_interleave(chunk.shared, 0)
 

@@ -1,22 +1,24 @@
 """Rows packed end to end without padding, with shared prefixes computed once.
 
 Attention is causal, so later tokens do not change earlier hidden states, and rows with equal first tokens have equal
-states there. Of a row, only the tokens before its last target are computed. In an evaluation, where no dropout makes
-rows differ, a prefix that several rows share is computed once.
+states there. Of a row, only the tokens before its last target are computed, and a prefix that several rows share is
+computed once. In training, dropout then drops the same elements of the prefix for these rows of a pack. For each row by
+itself, and so for the expected gradient, this is the dropout of a row computed alone.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 
 from template.data.encoding import EncodedRow
-from template.training.attention import PaddedBlock, VarlenSpans
+from template.training.attention import PaddedBlock, TokenMask, VarlenSpans
 
-# Lengths of packs, and of the rows of a padded block, are multiples of these: CPU kernels are compiled and cached for
-# each shape.
+# Lengths of packs, of packs with a mask, and of the rows of a padded block are multiples of these: CPU kernels are
+# compiled and cached for each shape.
 _PACK_STEP = 32
+_MASKED_PACK_STEP = 16
 _ROW_STEP = 16
 
 # Attention reads a prefix once for each row; this bounds a pack's keys, in multiples of its tokens.
@@ -35,8 +37,8 @@ class Group:
 class Pack:
     """Rows in one sequence of N tokens, padded at the end.
 
-    token_count is N without the padding. Attention uses `blocks`, or `spans`. sources (T,) int64 are the hidden states
-    that predict `targets` (T,), row by row, `counts` of each; they are unique unless rows share a prefix.
+    token_count is N without the padding. Attention uses `blocks`, `spans` or `token_mask`. sources (T,) int64 are the
+    hidden states that predict `targets` (T,), row by row, `counts` of each; in training they are unique.
     """
 
     indices: tuple[int, ...]
@@ -45,6 +47,7 @@ class Pack:
     positions: torch.Tensor
     blocks: tuple[PaddedBlock, ...]
     spans: VarlenSpans | None
+    token_mask: TokenMask | None
     sources: torch.Tensor
     targets: torch.Tensor
     counts: tuple[int, ...]
@@ -72,23 +75,42 @@ def balance_packs(
 ) -> list[Pack]:
     """Pack rows into packs of similar size, largest first, a multiple of `workers`.
 
-    A row above `max_tokens` is a pack of its own. There may be fewer packs than workers if there are few rows.
+    A row above `max_tokens` is a pack of its own. There may be fewer packs than workers if there are few rows. On a
+    CPU, the rows of a pack share their prefixes up to the first token that predicts a target.
     """
+    shares = device.type == "cpu" and not varlen  # with spans, the keys of a prefix would be copied for each row
+    groups = group_by_prefix(rows, indices, first_source) if shares else [Group((index,), 0) for index in indices]
+    prefixes = {index: (number, group.prefix) for number, group in enumerate(groups) for index in group.indices}
     by_length = sorted(indices, key=lambda index: -_used(rows[index]))
     count = min(workers, len(by_length))
     while True:
-        parts: list[list[int]] = [[] for _ in range(count)]
-        sizes = [0] * count
+        parts = [_Part() for _ in range(count)]
         for index in by_length:
-            smallest = sizes.index(min(sizes))
-            parts[smallest].append(index)
-            sizes[smallest] += _used(rows[index])
-        is_within = all(size <= max_tokens or len(part) == 1 for part, size in zip(parts, sizes, strict=True))
-        if is_within or count == len(by_length):
+            number, prefix = prefixes[index]
+            smallest = min(parts, key=lambda part: part.size - prefix * (number in part.groups))
+            smallest.add(index, _used(rows[index]), number, prefix)
+        if all(part.size <= max_tokens or part.count == 1 for part in parts) or count == len(by_length):
             break
         count = min(count + workers, len(by_length))
-    order = sorted(range(count), key=lambda part: -sizes[part])
-    return [build_pack(rows, [Group(tuple(parts[part]), 0)], device, varlen) for part in order]
+    parts.sort(key=lambda part: -part.size)
+    return [build_pack(rows, part.as_groups(), device, varlen, is_masked=shares and part.count > 1) for part in parts]
+
+
+@dataclass
+class _Part:
+    """Rows of one pack: by number of their group, their indices and their prefix."""
+
+    groups: dict[int, tuple[list[int], int]] = field(default_factory=dict)
+    size: int = 0
+    count: int = 0
+
+    def add(self, index: int, used: int, number: int, prefix: int) -> None:
+        self.size += used - prefix * (number in self.groups)
+        self.count += 1
+        self.groups.setdefault(number, ([], prefix))[0].append(index)
+
+    def as_groups(self) -> list[Group]:
+        return [Group(tuple(members), prefix if len(members) > 1 else 0) for members, prefix in self.groups.values()]
 
 
 def pack_with_shared_prefix(
@@ -97,7 +119,7 @@ def pack_with_shared_prefix(
     """Pack all rows, sharing the prefixes of rows that begin alike."""
     groups: list[Group] = []
     alone: list[int] = []
-    for group in group_by_prefix(rows):
+    for group in group_by_prefix(rows, range(len(rows)), last_source):
         if group.prefix:
             groups.extend(_split(group, rows, max_tokens))
         else:
@@ -107,19 +129,22 @@ def pack_with_shared_prefix(
     yield from pack_rows(rows, alone, max_tokens, device, varlen)
 
 
-def group_by_prefix(rows: Sequence[EncodedRow]) -> list[Group]:
-    """Group all rows by shared prefixes, so that few tokens remain to be computed.
+def group_by_prefix(
+    rows: Sequence[EncodedRow], indices: Sequence[int], most: Callable[[EncodedRow], int]
+) -> list[Group]:
+    """Group the rows of `indices` by shared prefixes, so that few tokens remain to be computed.
 
-    Greedy, in lexicographic order of the tokens: a row joins the previous group unless the shorter prefix that they
-    then share saves fewer tokens than the group saves without the row.
+    `most` limits the prefix of a row. Greedy, in lexicographic order of the tokens: a row joins the previous group
+    unless the shorter prefix that they then share saves fewer tokens than the group saves without the row.
     """
-    order = sorted(range(len(rows)), key=lambda index: rows[index].input_ids)
+    order = sorted(indices, key=lambda index: rows[index].input_ids)
     groups: list[Group] = []
     members: list[int] = []
     prefix = 0
     for index in order:
         if members:
-            joint = _common_prefix(rows[members[-1]], rows[index])
+            previous = rows[members[-1]]
+            joint = _common_prefix(previous, rows[index], min(most(previous), most(rows[index])))
             joint = joint if len(members) == 1 else min(joint, prefix)
             if joint and joint * len(members) >= prefix * (len(members) - 1):
                 members.append(index)
@@ -135,11 +160,23 @@ def _used(row: EncodedRow) -> int:
     return len(row.targets) - 1 - row.targets[::-1].index(True)
 
 
-def _common_prefix(row: EncodedRow, other: EncodedRow) -> int:
-    """Count the equal first tokens, leaving each row at least one token of its own."""
-    most = min(_used(row), _used(other)) - 1
+def last_source(row: EncodedRow) -> int:
+    """Return the position of the token that predicts a row's last target."""
+    return _used(row) - 1
+
+
+def first_source(row: EncodedRow) -> int:
+    """Return the position of the token that predicts a row's first target.
+
+    Before it, no hidden state of a row predicts anything, so no two rows' losses meet in one.
+    """
+    return row.targets.index(True, 1) - 1
+
+
+def _common_prefix(row: EncodedRow, other: EncodedRow, most: int) -> int:
+    """Count the equal first tokens of two rows, up to `most`."""
     pairs = zip(row.input_ids[:most], other.input_ids[:most], strict=True)
-    return next((index for index, (a, b) in enumerate(pairs) if a != b), max(most, 0))
+    return next((index for index, (a, b) in enumerate(pairs) if a != b), most)
 
 
 def _split(group: Group, rows: Sequence[EncodedRow], max_tokens: int) -> Iterator[Group]:
@@ -187,8 +224,18 @@ class _Segments:
     prefix: int
 
 
-def build_pack(rows: Sequence[EncodedRow], groups: Sequence[Group], device: torch.device, varlen: bool) -> Pack:
-    """Lay out groups one after the other: the prefix, then each row's other tokens."""
+def build_pack(
+    rows: Sequence[EncodedRow],
+    groups: Sequence[Group],
+    device: torch.device,
+    varlen: bool,
+    *,
+    is_masked: bool = False,
+) -> Pack:
+    """Lay out groups one after the other: the prefix, then each row's other tokens.
+
+    For attention in blocks, unless it is `varlen` or under a mask.
+    """
     ids: list[int] = []
     positions: list[int] = []
     sources: list[int] = []
@@ -215,7 +262,7 @@ def build_pack(rows: Sequence[EncodedRow], groups: Sequence[Group], device: torc
             counts.append(len(predicted))
         segments.append(_Segments(parts, prefix_start, prefix))
     token_count = len(ids)
-    padding = -token_count % _PACK_STEP
+    padding = -token_count % (_MASKED_PACK_STEP if is_masked else _PACK_STEP)
     ids.extend([0] * padding)
     positions.extend([0] * padding)
     return Pack(
@@ -223,8 +270,9 @@ def build_pack(rows: Sequence[EncodedRow], groups: Sequence[Group], device: torc
         token_count=token_count,
         input_ids=_int64([ids], device),
         positions=_int64([positions], device),
-        blocks=() if varlen else tuple(_make_block(part, device) for part in segments),
+        blocks=() if varlen or is_masked else tuple(_make_block(part, device) for part in segments),
         spans=_make_spans(segments, token_count, padding, device) if varlen else None,
+        token_mask=_make_mask(segments, token_count, positions, device) if is_masked else None,
         sources=_int64(sources, device),
         targets=_int64(targets, device),
         counts=tuple(counts),
@@ -254,6 +302,20 @@ def _make_block(segments: _Segments, device: torch.device) -> PaddedBlock:
         valid_slots=(slots < lengths).flatten().nonzero().squeeze(1).to(device),
         start=segments.parts[0][0],
     )
+
+
+def _make_mask(
+    segments: Sequence[_Segments], token_count: int, positions: list[int], device: torch.device
+) -> TokenMask:
+    """Make the mask of a pack, in whose padding each token sees itself only."""
+    visible = torch.zeros(len(positions), len(positions), dtype=torch.bool)
+    for segment in segments:
+        for start, length in segment.parts:
+            own = slice(start, start + length)
+            visible[own, segment.prefix_start : segment.prefix_start + segment.prefix] = True
+            visible[own, own] = torch.ones(length, length, dtype=torch.bool).tril()
+    visible[token_count:, token_count:].fill_diagonal_(True)
+    return TokenMask(visible.to(device), torch.tensor(positions, device=device))
 
 
 def _make_spans(segments: Sequence[_Segments], token_count: int, padding: int, device: torch.device) -> VarlenSpans:

@@ -15,7 +15,7 @@ from transformers import initialization
 
 from template.data.encoding import EncodedRow
 from template.errors import ConfigError
-from template.training.packing import pack_rows
+from template.training.packing import balance_packs, pack_rows
 
 # The token ids of both rows are below it.
 _VOCABULARY = 256
@@ -37,9 +37,10 @@ def check_parity(base: Any, wrap: Callable[[Any], Any], where: str) -> None:
     rows = [_make_row(length, first) for length, first in zip(_LENGTHS, (3, 100), strict=True)]
     with torch.no_grad():
         expected = [_plain_losses(plain, row) for row in rows]
-        for chosen in ([0], [1], [0, 1]):
-            (pack,) = pack_rows([rows[index] for index in chosen], range(len(chosen)), 10**6, torch.device("cpu"))
-            difference = ours.target_losses(pack) - torch.cat([expected[index] for index in chosen])
+        cpu = torch.device("cpu")
+        packs = [pack for chosen in ([0], [1], [0, 1]) for pack in pack_rows(rows, chosen, 10**6, cpu)]
+        for pack in packs + balance_packs(rows, [0, 1], 10**6, cpu, workers=1):
+            difference = ours.target_losses(pack) - torch.cat([expected[index] for index in pack.indices])
             largest = difference.abs().max().item()
             if not largest <= _TOLERANCE:  # nan too
                 raise ConfigError(

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from template.training.attention import QUERY_CHUNK, PaddedBlock, packed_attention
-from template.training.packing import Pack, pack_rows, pack_with_shared_prefix
-from tests.fixtures.training import CPU, real_slots, row_of
+from template.training.packing import Pack, balance_packs, pack_rows, pack_with_shared_prefix
+from tests.fixtures.training import CPU, real_slots, row_of, row_with_targets
 
 SIZE = 16
 SCALING = SIZE**-0.5
@@ -66,11 +66,12 @@ def draw(pack: Pack, heads: tuple[int, int] = (6, 2), dtype: torch.dtype = torch
     return [torch.randn(shape, generator=stream).to(dtype) for shape in shapes]
 
 
-def attend(blocks: tuple[PaddedBlock, ...], inputs: Sequence[torch.Tensor], limit: str = "all before") -> torch.Tensor:
+def attend(pack: Pack, inputs: Sequence[torch.Tensor], limit: str = "all before") -> torch.Tensor:
     softcap, window = LIMITS[limit]
     q, k, v = inputs
+    layout = {"blocks": pack.blocks, "token_mask": pack.token_mask}
     result, weights = packed_attention(
-        nn.Module(), q, k, v, None, scaling=SCALING, softcap=softcap, sliding_window=window, blocks=blocks
+        nn.Module(), q, k, v, None, scaling=SCALING, softcap=softcap, sliding_window=window, **layout
     )
     assert weights is None
     assert result.shape == (1, q.shape[2], q.shape[1], SIZE)
@@ -121,7 +122,7 @@ def differentiate(result: torch.Tensor, inputs: Sequence[torch.Tensor]) -> list[
 def test_each_row_attends_as_if_alone(dtype: torch.dtype, layout: str, limit: str) -> None:
     pack = LAYOUTS[layout]
     inputs = [tensor.requires_grad_() for tensor in draw(pack, dtype=dtype)]
-    ours, expected = attend(pack.blocks, inputs, limit), attend_by_row(pack.blocks, inputs, limit)
+    ours, expected = attend(pack, inputs, limit), attend_by_row(pack.blocks, inputs, limit)
     assert ours.dtype is dtype
     result_error, gradient_error = (1e-5, 1e-5) if dtype is torch.float32 else (0.03, 0.02)
     torch.testing.assert_close(ours.float(), expected, rtol=0, atol=result_error)
@@ -130,6 +131,30 @@ def test_each_row_attends_as_if_alone(dtype: torch.dtype, layout: str, limit: st
         distance = (value.float() - wanted.float()).norm()
         # The query of a single token has a gradient of about zero.
         assert distance <= gradient_error * wanted.float().norm() + 1e-5, (name, distance, wanted.norm())
+
+
+@every_limit
+@both_dtypes
+def test_row_under_a_mask_attends_as_if_alone(dtype: torch.dtype, limit: str) -> None:
+    # Two rows share 20 tokens, one has none in common with them.
+    starts = ([1] * 20 + [2] * 9, [1] * 20 + [3] * 30, [4] * 11)
+    rows = [row_with_targets([*start, 5, 6], {len(start) + 1}) for start in starts]
+    (pack,) = balance_packs(rows, range(3), 10**6, CPU, workers=1)
+    assert pack.token_mask is not None and pack.token_count < sum(len(row.input_ids) - 1 for row in rows) - 19
+    inputs = [tensor.requires_grad_() for tensor in draw(pack, dtype=dtype)]
+    ours = attend(pack, inputs, limit)
+    q, k, v = (tensor[0].float() for tensor in inputs)
+    expected = torch.zeros(ours.shape)
+    for source in pack.sources:
+        places = pack.token_mask.visible[source].nonzero().flatten()
+        alone = attend_row(q[:, places], k[:, places], v[:, places], limit)
+        expected = expected.index_put((torch.tensor(0), places), alone.transpose(0, 1))
+    seen = expected.detach().abs().sum((2, 3), keepdim=True) > 0  # without the padding
+    result_error, gradient_error = (1e-5, 1e-5) if dtype is torch.float32 else (0.03, 0.02)
+    torch.testing.assert_close(ours.float() * seen, expected, rtol=0, atol=result_error)
+    gradients = zip(differentiate(ours * seen, inputs), differentiate(expected, inputs), strict=True)
+    for value, wanted in gradients:
+        assert (value.float() - wanted.float()).norm() <= gradient_error * wanted.float().norm()
 
 
 def test_without_blocks_each_batch_row_is_a_sequence() -> None:
@@ -161,7 +186,7 @@ def test_non_finite_row_changes_no_other_row(row: int, dtype: torch.dtype, poiso
                 tensor[:, :, broken] = poison
         for tensor in inputs:
             tensor.requires_grad_()
-        result = attend(pack.blocks, inputs)
+        result = attend(pack, inputs)
         assert is_broken == (not result.isfinite().all())
         seen = result[:, others]
         gradients = torch.autograd.grad(seen.square().sum(), inputs)

@@ -18,7 +18,7 @@ from template.training import loop
 from template.training.loop import NonFiniteLoss, evaluate, row_order, train_adapter
 from template.training.lora import LoRALinear
 from template.training.model import ScoringModel
-from template.training.packing import group_by_prefix
+from template.training.packing import group_by_prefix, last_source
 from tests.fixtures.training import Bench, encode, make_rows, row_with_targets, shift_adapter
 
 # Four groups of which the last holds three rows, twice: eight steps, three of them after the warm-up.
@@ -221,6 +221,16 @@ def _join(*pieces: tuple[list[int], bool]) -> EncodedRow:
     )
 
 
+def test_training_does_not_depend_on_shared_prefixes(
+    model: ScoringModel, prefix_rows: list[EncodedRow], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = []
+    for tokens in (1, 10**6):  # each row alone, and all rows of a step in two packs
+        monkeypatch.setattr(loop, "TRAIN_FORWARD_TOKENS", {"cpu": tokens})
+        steps.append(train(model, prefix_rows, prefix_rows[:1]).steps)
+    assert steps[0] == pytest.approx(steps[1], rel=0, abs=1e-5)
+
+
 @pytest.fixture(scope="module")
 def plain_losses(bench: Bench, prefix_rows: list[EncodedRow]) -> list[float]:
     """The losses of `prefix_rows` by transformers, row by row."""
@@ -234,7 +244,7 @@ def plain_losses(bench: Bench, prefix_rows: list[EncodedRow]) -> list[float]:
 
 
 def test_prefix_rows_have_every_kind_of_target(prefix_rows: list[EncodedRow]) -> None:
-    groups = [group for group in group_by_prefix(prefix_rows) if group.prefix]
+    groups = [group for group in group_by_prefix(prefix_rows, range(len(prefix_rows)), last_source) if group.prefix]
     shared = {index: group.prefix for group in groups for index in group.indices}
     assert len(groups) > 2
     assert len(shared) < len(prefix_rows)

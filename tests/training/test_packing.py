@@ -9,7 +9,16 @@ import torch
 
 from template.data.encoding import EncodedRow
 from template.training.attention import VarlenSpans
-from template.training.packing import Group, Pack, balance_packs, group_by_prefix, pack_rows, pack_with_shared_prefix
+from template.training.packing import (
+    Group,
+    Pack,
+    balance_packs,
+    first_source,
+    group_by_prefix,
+    last_source,
+    pack_rows,
+    pack_with_shared_prefix,
+)
 from tests.fixtures.training import CPU, real_slots, row_of, row_with_targets
 
 SEEDS = range(20)
@@ -52,16 +61,30 @@ def balance_all(rows: Sequence[EncodedRow], max_tokens: int, varlen: bool = Fals
 
 
 every_way = pytest.mark.parametrize("pack_rows", [pack_all, share_all, balance_all])
+in_blocks = pytest.mark.parametrize("pack_rows", [pack_all, share_all])
 Packing = Callable[..., list[Pack]]
 
 
+def group_all(rows: Sequence[EncodedRow]) -> list[Group]:
+    return group_by_prefix(rows, range(len(rows)), last_source)
+
+
+Seen = dict[int, list[int]]
+"""For each place of a pack the places of the keys that it sees, in the order of their positions."""
+
+
+def keys_by_place(pack: Pack) -> Seen:
+    if pack.token_mask is not None:
+        visible = pack.token_mask.within(None)[: pack.token_count]
+        return {place: row.nonzero().flatten().tolist() for place, row in enumerate(visible)}
+    return keys_by_blocks(pack)
+
+
 def tokens_by_row(pack: Pack) -> Iterator[list[int]]:
-    """Yield the tokens in the pack of each row, in order."""
-    for block, after in zip(pack.blocks, [*pack.blocks[1:], None], strict=True):
-        if after is not None and after.offset:
-            continue  # a prefix, not a row
-        for keys, count in zip(block.key_indices, real_slots(block).sum(1).tolist(), strict=True):
-            yield keys[: block.offset + count].tolist()
+    """Yield the tokens in the pack of each row, in order: all that its last token sees."""
+    seen = keys_by_place(pack)
+    for sources in pack.sources.split(list(pack.counts)):
+        yield seen[int(sources[-1])]
 
 
 def sizes(packs: Iterable[Pack]) -> list[int]:
@@ -92,7 +115,7 @@ def test_every_row_is_whole_in_one_pack(pack_rows: Packing, max_tokens: int) -> 
                 assert len(wanted) == row.target_count
 
 
-@every_way
+@in_blocks
 @pytest.mark.parametrize("max_tokens", [64, 10**6])
 def test_blocks_cover_the_pack_with_right_padding(pack_rows: Packing, max_tokens: int) -> None:
     for seed in SEEDS:
@@ -183,10 +206,6 @@ def test_balanced_packs_are_as_few_as_possible() -> None:
     assert balance_all([], 80) == []
 
 
-Seen = dict[int, list[int]]
-"""For each place of a pack the places of the keys that it sees, in the order of their positions."""
-
-
 def keys_by_blocks(pack: Pack) -> Seen:
     result: Seen = {}
     for block in pack.blocks:
@@ -210,7 +229,7 @@ def keys_by_spans(spans: VarlenSpans, length: int) -> Seen:
     return result
 
 
-@every_way
+@in_blocks
 @pytest.mark.parametrize("max_tokens", [1, 64, 10**6])
 def test_pack_with_spans_equals_that_with_blocks(pack_rows: Packing, max_tokens: int) -> None:
     for seed in SEEDS:
@@ -229,11 +248,66 @@ def test_pack_with_spans_equals_that_with_blocks(pack_rows: Packing, max_tokens:
             assert all(min(seen[place]) >= count for place in range(count, length))
 
 
+@pytest.mark.parametrize("max_tokens", [64, 10**6])
+def test_mask_shows_a_token_its_row_up_to_itself(max_tokens: int) -> None:
+    kinds = set()
+    for seed in SEEDS:
+        for pack in balance_all(make_random_rows(seed), max_tokens):
+            kinds.add(pack.token_mask is None)
+            if pack.token_mask is None:
+                assert len(pack.indices) == 1
+                continue
+            assert (pack.blocks, pack.spans) == ((), None)
+            length, count = pack.input_ids.shape[1], pack.token_count
+            assert length == count + -count % 16
+            # Only padding is of no row, and each of its tokens sees itself alone.
+            rows = [set(places) for places in tokens_by_row(pack)]
+            assert set().union(*rows) == set(range(count))
+            assert torch.equal(pack.token_mask.visible[count:], torch.eye(length, dtype=torch.bool)[count:])
+            for place, seen in keys_by_place(pack).items():
+                mine = [row for row in rows if place in row]
+                assert all(set(seen) == {other for other in row if other <= place} for row in mine)
+                assert pack.positions[0, seen].tolist() == list(range(len(seen)))
+    assert kinds == {True, False} or max_tokens == 10**6
+
+
+def test_window_hides_the_keys_of_earlier_positions() -> None:
+    rows = [row_with_targets([1, 2, 3, 4, 5 + row, 6], {5}) for row in range(2)]
+    (pack,) = balance_all(rows, 10**6, workers=1)
+    assert pack.token_mask is not None
+    # The first row's last token, at position 4, sees positions 2 to 4, of which the prefix has two.
+    assert pack.positions[0].tolist()[:6] == [0, 1, 2, 3, 4, 4]
+    assert pack.token_mask.within(3)[5].nonzero().flatten().tolist() == [2, 3, 5]
+
+
+def test_balanced_packs_share_prefixes_before_targets() -> None:
+    saved = 0
+    for seed in SEEDS:
+        rows = make_random_rows(seed)
+        apart = sum(count_used(row) for row in rows)
+        for pack in balance_all(rows, 10**6):
+            # One hidden state predicts one target, so its gradient needs no sum.
+            assert len(set(pack.sources.tolist())) == len(pack.sources)
+        assert sum(sizes(balance_all(rows, 10**6, varlen=True))) == apart
+        groups = group_by_prefix(rows, range(len(rows)), first_source)
+        fewest = apart - sum(group.prefix * (len(group.indices) - 1) for group in groups)
+        assert sum(sizes(balance_all(rows, 10**6, workers=1))) == fewest
+        saved += apart - fewest
+    assert saved > 100
+
+
+def test_lane_with_a_rows_prefix_takes_the_row() -> None:
+    # By length alone, the third row would go beside the second.
+    prefixes = ([1] * 30, [2] * 30, [1] * 30)
+    rows = [row_with_targets([*prefix, row, 9, 9], {32}) for row, prefix in enumerate(prefixes, start=3)]
+    assert [set(pack.indices) for pack in balance_all(rows, 10**6)] == [{0, 2}, {1}]
+
+
 def test_groups_partition_rows_by_common_prefix() -> None:
     shares = set()
     for seed in SEEDS:
         rows = make_random_rows(seed)
-        groups = group_by_prefix(rows)
+        groups = group_all(rows)
         assert sorted(index for group in groups for index in group.indices) == list(range(len(rows)))
         for group in groups:
             assert len({rows[index].input_ids[: group.prefix] for index in group.indices}) == 1
@@ -254,21 +328,21 @@ def test_shared_prefixes_never_add_tokens() -> None:
             assert shared <= apart
             saved += apart - shared
         # In a single pack, each row of a group but the first saves the prefix.
-        assert apart - shared == sum(group.prefix * (len(group.indices) - 1) for group in group_by_prefix(rows))
+        assert apart - shared == sum(group.prefix * (len(group.indices) - 1) for group in group_all(rows))
     assert saved > 1000
 
 
 def test_group_rejects_a_row_with_a_short_prefix() -> None:
     rows = [row_of([1, *[3] * 40, 10 + row]) for row in range(4)] + [row_of([1, 4, 5, 6])]
-    assert group_by_prefix(rows) == [Group((0, 1, 2, 3), 41), Group((4,), 0)]
+    assert group_all(rows) == [Group((0, 1, 2, 3), 41), Group((4,), 0)]
     # A row with a long enough prefix joins.
     rows = [row_of([1] * 10 + [2, row]) for row in range(2)] + [row_of([1] * 9 + [3, 4])]
-    assert group_by_prefix(rows) == [Group((0, 1, 2), 9)]
+    assert group_all(rows) == [Group((0, 1, 2), 9)]
 
 
 def test_equal_rows_share_all_but_the_last_token() -> None:
     rows = [row_of([1, 2, 3, 4])] * 5
-    assert group_by_prefix(rows) == [Group((0, 1, 2, 3, 4), 3)]
+    assert group_all(rows) == [Group((0, 1, 2, 3, 4), 3)]
     (pack,) = share_all(rows, 10**6)
     assert pack.input_ids.tolist() == [[1, 2, 3] + [4] * 5 + [0] * 24]
     assert pack.positions.tolist() == [[0, 1, 2] + [3] * 5 + [0] * 24]
@@ -279,12 +353,12 @@ def test_single_row_is_a_pack_and_no_rows_are_none() -> None:
     # Tokens after the last target are not computed, nor is the last target itself.
     assert pack.input_ids.tolist() == [[5, 6, 7] + [0] * 29]
     assert (pack.sources.tolist(), pack.targets.tolist(), pack.counts) == ([0, 2], [6, 8], (2,))
-    assert share_all([], 64) == pack_all([], 64) == group_by_prefix([]) == []
+    assert share_all([], 64) == pack_all([], 64) == group_all([]) == []
 
 
 def test_row_of_one_computed_token_shares_nothing() -> None:
     rows = [row_with_targets([1, 2, 3], {1}), row_of([1, 2, 3]), row_of([1, 2, 4])]
-    assert group_by_prefix(rows) == [Group((0,), 0), Group((1, 2), 2)]
+    assert group_all(rows) == [Group((0,), 0), Group((1, 2), 2)]
     assert sizes(share_all(rows, 10**6)) == [4, 1]
 
 
