@@ -3,4 +3,4 @@
 Importing it loads nothing heavy; see the module docstrings for the layers.
 """
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"

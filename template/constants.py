@@ -11,12 +11,12 @@ MIN_WEIGHT = 1e-6
 
 # `version_key` of set_weights, by which the subnet's owner can require newer validators: the package version as
 # 1,000,000 major + 1,000 minor + patch.
-WEIGHTS_VERSION = 5000
+WEIGHTS_VERSION = 6000
 
-# Incremented with every release that changes the loss of the same inputs: all datasets are then evaluated again.
-# 2: dropout stream and order of sums. 3: control tokens in a row's own text are tokenized as plain text. 4: rows are
-# sorted before the seed shuffles them. 5: on a CPU, rows of a training step share prefixes; fused AdamW.
-LOSS_VERSION = 5
+# Incremented, by type of device, with every release that changes the loss of the same inputs: all datasets are then
+# evaluated again. 2: dropout stream and order of sums. 3: control tokens in a row's own text are tokenized as plain
+# text. 4: rows are sorted before the seed shuffles them. 5: rows of a training step share prefixes; fused AdamW.
+LOSS_VERSIONS = {"cpu": 5, "cuda": 4}
 
 # Rows are truncated to this many tokens.
 MAX_TOKENS = 2048

@@ -26,7 +26,7 @@ from typing import Any
 
 from loguru import logger
 
-from template.constants import LOSS_VERSION
+from template.constants import LOSS_VERSIONS
 from template.errors import RemoteError
 from template.records import Metrics, RoundReport
 from template.telemetry.metrics import (
@@ -80,7 +80,7 @@ class TrackerConfig:
 
     def run_settings(self) -> dict[str, Any]:
         """Return the arguments of `wandb.init`. One id for all losses that can be compared."""
-        identity = [self.hotkey, str(self.netuid), self.competition, str(LOSS_VERSION)]
+        identity = [self.hotkey, str(self.netuid), self.competition, json.dumps(LOSS_VERSIONS, sort_keys=True)]
         return {
             "dir": str(self.folder.resolve()),
             "project": self.project,
@@ -92,7 +92,7 @@ class TrackerConfig:
                 "hotkey": self.hotkey,
                 "netuid": self.netuid,
                 "version": self.version,
-                "loss_version": LOSS_VERSION,
+                "loss_versions": LOSS_VERSIONS,
                 **self.settings,
             },
         }

@@ -78,7 +78,8 @@ def balance_packs(
     A row above `max_tokens` is a pack of its own. There may be fewer packs than workers if there are few rows. On a
     CPU, the rows of a pack share their prefixes up to the first token that predicts a target.
     """
-    shares = device.type == "cpu" and not varlen  # with spans, the keys of a prefix would be copied for each row
+    # A GPU would gather the keys of a prefix once for each row, and sum their gradients in no fixed order.
+    shares = device.type == "cpu" and not varlen
     groups = group_by_prefix(rows, indices, first_source) if shares else [Group((index,), 0) for index in indices]
     prefixes = {index: (number, group.prefix) for number, group in enumerate(groups) for index in group.indices}
     by_length = sorted(indices, key=lambda index: -_used(rows[index]))

@@ -16,7 +16,7 @@ from pydantic import PlainValidator
 
 from template.competition import Competition
 from template.config import TrainingArgs
-from template.constants import LOSS_VERSION
+from template.constants import LOSS_VERSIONS
 from template.errors import SubnetError
 from template.records import Progress, RunningEvaluation, SubmissionKey, TrainResult
 
@@ -79,7 +79,7 @@ class Evaluator:
         dtype = str(model.dtype).removeprefix("torch.")
         source = f"{model.source.model_id}@{model.source.revision or model.source.digest}"
         machine = machine_fingerprint(model.device, model.dtype)
-        return f"{source} {model.device.type} {dtype} score {LOSS_VERSION} on {machine}"
+        return f"{source} {model.device.type} {dtype} score {LOSS_VERSIONS[model.device.type]} on {machine}"
 
     def with_pinned_revision(self, model: str) -> "Evaluator":
         """Return an evaluator pinned to the commit in a name of `load_model`."""
