@@ -19,8 +19,7 @@ adapters are made anew for each dataset, the 8 rows of a step are one padded bat
 "padding_free" is "tuned" with the rows of a batch end to end (transformers.DataCollatorWithFlattening), under flash
 attention on a GPU where the package flash_attn is installed, else under torch's fused attention with a mask.
 
-Unsloth is not among them: its newest release on 2026-11-29, 2026.10.9, needs transformers 5.17 or older, so it cannot
-be installed beside this repository's lock file.
+Unsloth is not among them, since it cannot be installed beside this repository's lock file (see `why_no_unsloth`).
 """
 
 import gc
@@ -139,8 +138,19 @@ def _load_resident(job: Job) -> _Resident:
 
 def _choose_attention(device: str) -> str:
     """Return transformers' name of the attention without padding."""
-    has_flash_attention = device != "cpu" and importlib.util.find_spec("flash_attn") is not None
-    return "flash_attention_2" if has_flash_attention else "sdpa"
+    return "sdpa" if why_no_flash_attention(device) else "flash_attention_2"
+
+
+def why_no_flash_attention(device: str) -> str | None:
+    """Say why "padding_free" takes torch's own attention on a device; None if it does not."""
+    if torch.device(device).type == "cpu":
+        return "flash_attn needs a GPU"
+    return None if importlib.util.find_spec("flash_attn") else "flash_attn is not installed"
+
+
+def why_no_unsloth() -> str:
+    """Say why Unsloth is no peer."""
+    return f"its releases up to 2026.10.9 need transformers 5.17 or older, and {transformers.__version__} is installed"
 
 
 @torch.inference_mode()

@@ -34,6 +34,7 @@ import torch
 from scripts.bench.flops import Shape, count_evaluation, count_training, measure_ceiling
 from scripts.bench.inputs import Inputs, add_input_arguments, positive, prepare
 from scripts.bench.job import OURS, PADDING_FREE, REFERENCE, TUNED, Job
+from scripts.bench.peers import why_no_flash_attention, why_no_unsloth
 from scripts.bench.runner import Outcome, read_outcome
 from template import cli
 from template.arguments import Parser
@@ -288,8 +289,18 @@ def format_report(
         heads = "".join(f"{name.rpartition('_')[0]:>7}" for name in names)
         lines += ["", f"{'times less than the peer takes':40}{heads}"]
         lines += [f"{pair:40}" + "".join(f"{ratio[name]:7.2f}" for name in names) for pair, ratio in ratios.items()]
-    lines += ["", *(f"check: {text}: {'agree' if holds else 'DISAGREE'}" for text, holds in checks.items())]
+    lines += ["", *describe_peers(args, measured)]
+    lines += [*(f"check: {text}: {'agree' if holds else 'DISAGREE'}" for text, holds in checks.items())]
     return "\n".join(lines)
+
+
+def describe_peers(args: argparse.Namespace, measured: Measurements) -> list[str]:
+    """Say which peers are missing or lack a package."""
+    if all(runner == OURS for runner, _ in measured.outcomes):
+        return []
+    reason = why_no_flash_attention(str(environment.choose_device(args.device)))
+    lines = [f"{PADDING_FREE}: torch's own attention, because {reason}"] if reason else []
+    return [*lines, f"unsloth: not run, because {why_no_unsloth()}"]
 
 
 def describe_machine(args: argparse.Namespace) -> dict[str, str]:

@@ -80,7 +80,7 @@ def balance_packs(
     """
     # A GPU would gather the keys of a prefix once for each row, and sum their gradients in no fixed order.
     shares = device.type == "cpu" and not varlen
-    groups = group_by_prefix(rows, indices, first_source) if shares else [Group((index,), 0) for index in indices]
+    groups = group_by_prefix(rows, indices, first_source) if shares else [Group(tuple(indices), 0)]
     prefixes = {index: (number, group.prefix) for number, group in enumerate(groups) for index in group.indices}
     by_length = sorted(indices, key=lambda index: -_used(rows[index]))
     count = min(workers, len(by_length))

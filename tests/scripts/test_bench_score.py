@@ -132,6 +132,15 @@ def test_report_prints_the_measurements(result: Result) -> None:
 
 
 @pytest.mark.slow
+def test_report_says_which_peers_lack_a_package(result: Result) -> None:
+    reason = (
+        f"its releases up to 2026.10.9 need transformers 5.17 or older, and {transformers.__version__} is installed"
+    )
+    assert f"unsloth: not run, because {reason}" in result.report.splitlines()
+    assert "padding_free: torch's own attention, because flash_attn needs a GPU" in result.report.splitlines()
+
+
+@pytest.mark.slow
 def test_status_is_zero_when_all_checks_agree(result: Result) -> None:
     assert result.status == (0 if all(result.content["checks"].values()) else 1)
 

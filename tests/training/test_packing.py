@@ -296,6 +296,13 @@ def test_balanced_packs_share_prefixes_before_targets() -> None:
     assert saved > 100
 
 
+def test_other_devices_share_nothing_and_use_one_block() -> None:
+    rows = [row_with_targets([1] * 30 + [row, 9], {31}) for row in range(5)]
+    packs = balance_packs(rows, range(5), 10**6, torch.device("meta"), 2)
+    assert sizes(packs) == [93, 62]
+    assert [(len(pack.blocks), pack.token_mask) for pack in packs] == [(1, None)] * 2
+
+
 def test_lane_with_a_rows_prefix_takes_the_row() -> None:
     # By length alone, the third row would go beside the second.
     prefixes = ([1] * 30, [2] * 30, [1] * 30)
