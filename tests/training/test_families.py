@@ -13,9 +13,16 @@ from peft import LoraConfig, get_peft_model
 from template.errors import ConfigError
 from template.training import model as model_module
 from template.training.model import ScoringModel, load_model
-from template.training.packing import pack_rows
-from tests.fixtures.families import FAMILIES, ROWS, SIZES, WINDOWED, YARN, make_transformers_model
-from tests.fixtures.training import CPU, MODEL_ID, make_args, row_with_targets, shift_adapter, whole_losses
+from tests.fixtures.families import (
+    FAMILIES,
+    PACKS,
+    SIZES,
+    WINDOWED,
+    YARN,
+    losses_by_row,
+    make_transformers_model,
+)
+from tests.fixtures.training import CPU, MODEL_ID, make_args, shift_adapter
 
 # Setting of config.json -> part of the message.
 REFUSED: dict[str, tuple[transformers.PreTrainedConfig, str]] = {
@@ -42,8 +49,9 @@ def load(model_id: str, folder: Path) -> ScoringModel:
     return load_model(args, device=CPU, dtype=torch.float32, model_path=folder)
 
 
+@pytest.mark.parametrize("kind", PACKS)
 @pytest.mark.parametrize("name", FAMILIES)
-def test_family_has_pefts_losses_and_gradients(name: str, tiny_model: Path, tmp_path: Path) -> None:
+def test_family_has_pefts_losses_and_gradients(name: str, kind: str, tiny_model: Path, tmp_path: Path) -> None:
     model_id, config = FAMILIES[name]
     plain = make_transformers_model(config, tiny_model, tmp_path)
     model = load(model_id, tmp_path)
@@ -51,14 +59,8 @@ def test_family_has_pefts_losses_and_gradients(name: str, tiny_model: Path, tmp_
     theirs = get_peft_model(plain, LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear"))
     _, unexpected = theirs.load_state_dict(model.adapter_parameters, strict=False)
     assert not unexpected
-    rows = [row_with_targets(row, range(1, len(row))) for row in ROWS]
-    (pack,) = pack_rows(rows, range(3), 10**6, CPU)
-    losses = model.target_losses(pack)
-
-    def compute() -> torch.Tensor:
-        return torch.cat([whole_losses(theirs, row) for row in ROWS])
-
-    expected = compute()
+    rows, pack = PACKS[kind]
+    losses, expected = model.target_losses(pack), losses_by_row(theirs, rows, pack)
     torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-5)
     losses.mean().backward()
     expected.mean().backward()
@@ -69,7 +71,7 @@ def test_family_has_pefts_losses_and_gradients(name: str, tiny_model: Path, tmp_
         assert distance < 1e-4 * wanted[key].norm(), key
     if "sliding_attention" in getattr(config, "layer_types", ()):
         plain.config.sliding_window = 1000
-        assert (compute() - losses).abs().max() > 1e-2  # else equality would prove nothing
+        assert (losses_by_row(theirs, rows, pack) - losses).abs().max() > 1e-2  # else equality would prove nothing
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -18,9 +18,8 @@ from template.data.chat_templates import model2template
 from template.errors import ConfigError
 from template.training import model as model_module
 from template.training.model import ScoringModel, load_model
-from template.training.packing import pack_rows
-from tests.fixtures.families import FAMILIES, ROWS, make_transformers_model
-from tests.fixtures.training import CPU, MODEL_ID, make_args, row_with_targets, whole_losses
+from tests.fixtures.families import FAMILIES, PACKS, losses_by_row, make_transformers_model
+from tests.fixtures.training import CPU, MODEL_ID, make_args
 
 KINDS: tuple[str, ...] = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 """`model_type` of every causal language model of the installed transformers."""
@@ -132,12 +131,10 @@ def _load(model_id: str, folder: Path, plain: Any) -> tuple[str, bool]:
 
 def _compare(model: ScoringModel, plain: Any) -> float:
     """Return the largest difference in nats between packed rows and transformers' own forward."""
-    rows = [row_with_targets(row, range(1, len(row))) for row in ROWS]
-    (pack,) = pack_rows(rows, range(len(rows)), 10**6, CPU)
     model.reset_adapter(7)
     with torch.no_grad():
-        theirs = torch.cat([whole_losses(plain, row) for row in ROWS])
-        return float((model.target_losses(pack) - theirs).abs().max())
+        differences = [model.target_losses(pack) - losses_by_row(plain, rows, pack) for rows, pack in PACKS.values()]
+    return float(torch.cat(differences).abs().max())
 
 
 def play_all(kinds: tuple[str, ...], folder: Path) -> Iterator[Outcome]:
