@@ -1,6 +1,7 @@
 """The proposal of a dataset, with the tiny model."""
 
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from scripts import select_rows
 from template.constants import DATA_FILE
 from template.localnet.network import NETUID
 from tests.fixtures.desk import Desk, open_desk
-from tests.fixtures.network import LARGE, POOL, Ended, call_main
+from tests.fixtures.network import LARGE, POOL, ROOT, Ended, Process, call_main
 
 ROWS = 12
 
@@ -74,6 +75,19 @@ def test_search_continues_from_its_journal(found: dict[str, Any], desk: Desk, tm
         again = search(desk, tmp_path / "again.jsonl", "--evaluations", 11)
     assert again["trials"] == found["trials"] and again["seconds"] > 0.0
     assert (tmp_path / "again.jsonl").read_bytes() == Path(found["out"]).read_bytes()
+
+
+@pytest.mark.slow
+def test_killed_search_continues_from_its_journal(found: dict[str, Any], desk: Desk, tmp_path: Path) -> None:
+    settings = ["--evaluations", 11, "--work_dir", tmp_path / "work"]
+    arguments = [*desk.settings, "--out", tmp_path / "out.jsonl", "--rows", ROWS, *settings]
+    with Process(ROOT / "scripts" / "select_rows.py", *arguments, env=desk.net.environment("validator")) as process:
+        process.wait_for("; evaluations ", count=2)
+        process.send(signal.SIGKILL)
+        assert process.finish() == -signal.SIGKILL
+    again = search(desk, tmp_path / "out.jsonl", *settings)
+    assert again["trials"] == found["trials"]
+    assert (tmp_path / "out.jsonl").read_bytes() == Path(found["out"]).read_bytes()
 
 
 def test_larger_budget_continues_the_search(found: dict[str, Any], desk: Desk, tmp_path: Path) -> None:
