@@ -15,7 +15,8 @@ WEIGHTS_VERSION = 6000
 
 # Incremented, by type of device, with every release that changes the loss of the same inputs: all datasets are then
 # evaluated again. 2: dropout stream and order of sums. 3: control tokens in a row's own text are tokenized as plain
-# text. 4: rows are sorted before the seed shuffles them. 5: rows of a training step share prefixes; fused AdamW.
+# text. 4: rows are sorted before the seed shuffles them. 5, for CPUs only: rows of a pack share prefixes in training;
+# fused AdamW.
 LOSS_VERSIONS = {"cpu": 5, "cuda": 4}
 
 # Rows are truncated to this many tokens.

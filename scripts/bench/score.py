@@ -289,14 +289,14 @@ def format_report(
         heads = "".join(f"{name.rpartition('_')[0]:>7}" for name in names)
         lines += ["", f"{'times less than the peer takes':40}{heads}"]
         lines += [f"{pair:40}" + "".join(f"{ratio[name]:7.2f}" for name in names) for pair, ratio in ratios.items()]
-    lines += ["", *describe_peers(args, measured)]
+    lines += ["", *describe_peers(args)]
     lines += [*(f"check: {text}: {'agree' if holds else 'DISAGREE'}" for text, holds in checks.items())]
     return "\n".join(lines)
 
 
-def describe_peers(args: argparse.Namespace, measured: Measurements) -> list[str]:
+def describe_peers(args: argparse.Namespace) -> list[str]:
     """Say which peers are missing or lack a package."""
-    if all(runner == OURS for runner, _ in measured.outcomes):
+    if args.only:
         return []
     reason = why_no_flash_attention(str(environment.choose_device(args.device)))
     lines = [f"{PADDING_FREE}: torch's own attention, because {reason}"] if reason else []

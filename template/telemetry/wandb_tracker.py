@@ -79,7 +79,7 @@ class TrackerConfig:
     settings: Mapping[str, Any] = field(default_factory=dict)  # shown with the run
 
     def run_settings(self) -> dict[str, Any]:
-        """Return the arguments of `wandb.init`. One id for all losses that can be compared."""
+        """Return the arguments of `wandb.init`. One id until a version of the loss changes."""
         identity = [self.hotkey, str(self.netuid), self.competition, json.dumps(LOSS_VERSIONS, sort_keys=True)]
         return {
             "dir": str(self.folder.resolve()),

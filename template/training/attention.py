@@ -1,7 +1,7 @@
 """Causal attention over packed rows, and which tokens attend to which.
 
 Everything but attention treats the tokens of a pack one by one. Attention gathers rows into padded blocks and scatters
-the results back, or attends within the whole pack under a mask, which is faster for few tokens. On a GPU in half
+the results back, or attends within the whole pack under a mask, which takes fewer operations. On a GPU in half
 precision, flash attention reads the rows in place. The other kernels are plain matrix products, faster on a CPU in
 bfloat16, and torch's fused kernel.
 """
@@ -43,7 +43,8 @@ class PaddedBlock:
 class TokenMask:
     """Which tokens of a pack of N tokens attend to which: `visible` (N, N) bool, by query and key.
 
-    Each token sees itself and tokens before it in the pack. positions (N,) int64 are those in the tokens' rows.
+    Each token sees itself and tokens before it in the pack. positions (N,) int64 are those in the tokens' rows. Unlike
+    in blocks, a value that is not finite reaches the other rows of the pack, since 0 times infinity is nan.
     """
 
     visible: torch.Tensor
@@ -83,7 +84,7 @@ class _ScoreArgs:
     mask: TokenMask | None = None
     offset: int = 0
 
-    def visible(self, first: int, last: int, keys: int, device: torch.device) -> torch.Tensor:
+    def visible_keys(self, first: int, last: int, keys: int, device: torch.device) -> torch.Tensor:
         """Return which keys the queries `first` to `last` see, (last - first, keys) bool."""
         if self.mask is not None:
             return self.mask.within(self.window)[first:last, :keys]
@@ -189,7 +190,7 @@ def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, args: _
     heads_per_key = query.shape[2] // key.shape[2]
     q, k, v = query.transpose(1, 2), *(t.transpose(1, 2).repeat_interleave(heads_per_key, 1) for t in (key, value))
     is_causal = args.mask is None and args.offset == 0 and (args.window is None or args.window >= key.shape[1])
-    mask = None if is_causal else args.visible(0, query.shape[1], key.shape[1], query.device)
+    mask = None if is_causal else args.visible_keys(0, query.shape[1], key.shape[1], query.device)
     result = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, scale=args.scaling)
     return result.transpose(1, 2)
 
@@ -262,7 +263,7 @@ class _Chunk:
 @functools.lru_cache(maxsize=16)
 def _bias(chunk: _Chunk, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """Return the mask (Q, K) as 0 and -inf; adding is cheaper than a masked fill."""
-    mask = chunk.args.visible(chunk.first, chunk.last, chunk.keys.stop, device)
+    mask = chunk.args.visible_keys(chunk.first, chunk.last, chunk.keys.stop, device)
     bias = torch.zeros(mask.shape, device=device, dtype=dtype).masked_fill_(~mask, float("-inf"))
     return bias.repeat_interleave(chunk.shared, 0)
 

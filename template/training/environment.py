@@ -29,7 +29,7 @@ _HARMLESS_VARIABLES = {
 }
 
 # The parts of a receipt's environment that depend on the machine, not on the release; losses are only compared where
-# they are equal. LOSS_VERSIONS cover the libraries of a release, but torch's build depends on the machine.
+# they are equal. LOSS_VERSIONS covers the libraries of a release, but torch's build depends on the machine.
 _MACHINE_FIELDS = ("capability", "device_name", "kernel_variables", "torch")
 
 

@@ -2,8 +2,8 @@
 
 The objective equals the Hugging Face Trainer's under gradient accumulation: an optimizer step takes `batch x
 accumulation` rows, and its loss is the sum of the cross-entropy over their target tokens, divided by the number of
-those tokens. Rows are packed end to end instead of padded, and rows that begin alike share that prefix, which changes
-rounding and, in training on a CPU, which elements dropout drops.
+those tokens. Rows are packed end to end instead of padded, and rows of a pack that begin alike share that prefix. This
+changes rounding only; but in training on a CPU, these rows also share the dropout of the prefix.
 
 Not covered: dropout in the base (the supported families have none) and quantized bases.
 """

@@ -3,7 +3,7 @@
 Attention is causal, so later tokens do not change earlier hidden states, and rows with equal first tokens have equal
 states there. Of a row, only the tokens before its last target are computed, and a prefix that several rows share is
 computed once. In training, dropout then drops the same elements of the prefix for these rows of a pack. For each row by
-itself, and so for the expected gradient, this is the dropout of a row computed alone.
+itself, dropout is distributed as if the row were computed alone, so the expected gradient is the same.
 """
 
 import itertools
@@ -169,7 +169,7 @@ def last_source(row: EncodedRow) -> int:
 def first_source(row: EncodedRow) -> int:
     """Return the position of the token that predicts a row's first target.
 
-    Before it, no hidden state of a row predicts anything, so no two rows' losses meet in one.
+    A prefix that ends before it has no state that predicts a target.
     """
     return row.targets.index(True, 1) - 1
 
@@ -264,7 +264,9 @@ def build_pack(
         segments.append(_Segments(parts, prefix_start, prefix))
     token_count = len(ids)
     padding = -token_count % (_MASKED_PACK_STEP if is_masked else _PACK_STEP)
-    ids.extend([0] * padding)
+    # Under a mask, a value that is not finite reaches all tokens. So the padding repeats a token of a row, whose states
+    # it has, too: it is not finite only if the row is not.
+    ids.extend([ids[0] if is_masked else 0] * padding)
     positions.extend([0] * padding)
     return Pack(
         indices=tuple(index for group in groups for index in group.indices),

@@ -5,12 +5,14 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from scripts import select_rows
 from template.constants import DATA_FILE
 from template.localnet.network import NETUID
+from template.miner.selection import Journal
 from tests.fixtures.desk import Desk, open_desk
 from tests.fixtures.network import LARGE, POOL, ROOT, Ended, Process, call_main
 
@@ -85,7 +87,11 @@ def test_killed_search_continues_from_its_journal(found: dict[str, Any], desk: D
         process.wait_for("; evaluations ", count=2)
         process.send(signal.SIGKILL)
         assert process.finish() == -signal.SIGKILL
-    again = search(desk, tmp_path / "out.jsonl", *settings)
+    (file,) = (tmp_path / "work" / "selection").glob("*.jsonl")
+    recorded = len(Journal(file))
+    with mock.patch.object(select_rows, "evaluate_once", wraps=select_rows.evaluate_once) as evaluate_once:
+        again = search(desk, tmp_path / "out.jsonl", *settings)
+    assert evaluate_once.call_count == 11 - recorded < 11
     assert again["trials"] == found["trials"]
     assert (tmp_path / "out.jsonl").read_bytes() == Path(found["out"]).read_bytes()
 

@@ -264,6 +264,9 @@ def test_mask_shows_a_token_its_row_up_to_itself(max_tokens: int) -> None:
             rows = [set(places) for places in tokens_by_row(pack)]
             assert set().union(*rows) == set(range(count))
             assert torch.equal(pack.token_mask.visible[count:], torch.eye(length, dtype=torch.bool)[count:])
+            # It repeats the first token of a row, so it is finite where the row is.
+            assert pack.input_ids[0, count:].unique().tolist() in ([], [pack.input_ids[0, 0]])
+            assert pack.positions[0, count:].count_nonzero() == 0
             for place, seen in keys_by_place(pack).items():
                 mine = [row for row in rows if place in row]
                 assert all(set(seen) == {other for other in row if other <= place} for row in mine)
