@@ -26,5 +26,6 @@ step "Types" mypy
 echo "==> Tests"
 # Every worker and process would compile the same files again.
 unset PYTHONDONTWRITEBYTECODE
-# Three processes for two cores, since tests also wait. An -m or -n among the arguments replaces this one.
-exec "$VENV/bin/python" -m pytest -m "not gpu" -n 3 --dist worksteal "$@"
+# Three processes for two cores, since tests also wait. An -m or -n among the arguments replaces this one. A file's
+# tests stay in one process, which makes their shared fixtures once; tests/conftest.py puts the long files first.
+exec "$VENV/bin/python" -m pytest -m "not gpu" -n 3 --dist loadfile --no-loadscope-reorder "$@"

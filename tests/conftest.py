@@ -4,6 +4,7 @@ The environment is set here, before any client is imported and reads it.
 """
 
 import atexit
+import gc
 import os
 import shutil
 import signal
@@ -76,6 +77,24 @@ os.environ.update(
 for _name in ("HF_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HUGGING_FACE_HUB_TOKEN", "TRANSFORMERS_CACHE"):
     os.environ.pop(_name, None)
 plant(Path(_HOME))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Import the libraries without garbage collection, and keep it from looking at them during tests."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.set_threshold(10_000, 20, 20)
+        gc.enable()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put files with slow tests first, so that the last tests of several processes are short ones."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The honest round that audits and replays begin with."""
+"""The honest round that audits and replays begin with, and small products for benchmarks."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,3 +16,13 @@ def office(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     folder = tmp_path_factory.mktemp("office")
     with Net(folder / "network", NAMES) as net, use_hub(net), remember_results():
         yield Office(net, folder, tiny_model)
+
+
+@pytest.fixture(scope="module")
+def small_products() -> Iterator[None]:
+    """Have benchmarks time small matrix products: the usual ones take minutes where a CPU emulates bfloat16."""
+    from scripts.bench import flops
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(flops._SQUARES, "cpu", (64, 128))
+        yield

@@ -10,6 +10,7 @@ from tests.fixtures.training import MODEL_ID
 KINDS = {"base, products", "adapter, products", "head, products", "attention, softmax", "everything else"}
 
 
+@pytest.mark.usefixtures("small_products")
 def test_profile_has_both_phases_by_kind(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--model_path", str(tiny_model), "--train_rows", "4", "--eval_rows", "4", "--dtype", "bfloat16"]
     arguments += ["--model_id", MODEL_ID]

@@ -82,7 +82,7 @@ class Result:
 
 
 @pytest.fixture(scope="module")
-def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
+def result(tmp_path_factory: pytest.TempPathFactory, small_products: None) -> Result:
     """Two datasets by ours and by the tuned Trainers, the first also by the reference, in float32."""
     file = tmp_path_factory.mktemp("bench-score") / "out.json"
     command = ["--shape", "tiny", "--device", "cpu", "--dtypes", "float32", "--rows", "short", "--repeats", "1"]

@@ -1,9 +1,13 @@
 """The worker's own process: its errors and its output."""
 
+import gc
 import io
 import subprocess
 import sys
 from queue import SimpleQueue
+from types import SimpleNamespace
+
+import pytest
 
 from template.errors import HostError
 from template.workers import messages
@@ -24,6 +28,20 @@ def test_unexpected_error_is_logged_with_its_traceback(evaluator: Evaluator) -> 
     event = messages.decode_event(events.getvalue())
     assert isinstance(event, messages.Failed) and type(event.to_error()) is HostError
     assert "this is a bug" in logged[0] and 'raise KeyError("a bug")' in logged[0]
+
+
+def test_libraries_are_imported_without_garbage_collection(monkeypatch: pytest.MonkeyPatch) -> None:
+    is_collecting = []
+
+    def find_spec(name: str, *_: object) -> None:
+        is_collecting.append(gc.isenabled())
+        raise ImportError(name)
+
+    monkeypatch.delitem(sys.modules, "template.train", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [SimpleNamespace(find_spec=find_spec)])
+    with pytest.raises(ImportError, match=r"template\.train"):
+        worker_main.import_libraries()
+    assert (is_collecting, gc.isenabled()) == ([False], True)
 
 
 def test_stray_print_goes_to_stderr() -> None:

@@ -13,7 +13,7 @@ from tests.campaigns.crash.faults import FAULTS
 from tests.campaigns.crash.points import kind_of
 from tests.campaigns.crash.run import Outcome, Run
 from tests.campaigns.crash.scenario import make_base
-from tests.campaigns.process_under_test import STATE_FILE
+from tests.campaigns.process_under_test import STATE_FILE, write_empty_model
 
 # Random kills in a run, and the seconds after a start: from the interpreter's first steps to work.
 _RANDOM, _REAL_RANDOM = (4, (0.05, 2.5)), (2, (0.5, 14.0))
@@ -107,11 +107,16 @@ class Campaign:
         self._folder, self._scale = folder, scale
 
     def run(self) -> Report:
-        from scripts.bench.tiny_model import make_tiny_model
-
         self._base = make_base(self._folder / "base")
-        # Also for the runs whose scorer reads none: a validator does not start without its model.
-        make_tiny_model(self._base.folder / "model")
+        model = self._base.folder / "model"
+        if self._scale.real_runs or any(FAULTS[name].is_real for name in self._scale.faults):
+            # Its import takes seconds.
+            from scripts.bench.tiny_model import make_tiny_model
+
+            make_tiny_model(model)
+        else:
+            # A validator does not start without a model, which the fake worker does not read.
+            write_empty_model(model)
         report = Report([self._run("undisturbed")])
         if self._scale.real_runs:
             report.outcomes.append(self._run("undisturbed, real", is_real=True))

@@ -1,7 +1,6 @@
 """The soak run in small, and planted faults that its reference model must find."""
 
 import json
-import os
 import shutil
 import sqlite3
 import subprocess
@@ -11,7 +10,6 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
 from tests.campaigns.soak import __main__ as command
 from tests.campaigns.soak.event_log import LOG_FILE
@@ -21,18 +19,13 @@ from tests.fixtures.network import ROOT
 
 @pytest.fixture(scope="module")
 def soak(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """Folder and summary of a short run, the same in all processes of the tests."""
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    folder, summary = shared / "soak", shared / "soak-summary"
-    with FileLock(shared / "soak-lock"):
-        if not summary.exists():
-            sizes = ["--miners", "14", "--rounds", "3", "--replays", "8", "--seed", "11"]
-            command = [sys.executable, "-m", "tests.campaigns.soak", "--dir", str(folder), *sizes]
-            ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
-            assert ended.returncode == 0, ended.stdout + ended.stderr
-            summary.write_text(ended.stdout)
-    return folder, summary.read_text()
+    """Folder and summary of a short run."""
+    folder = tmp_path_factory.mktemp("soak") / "run"
+    sizes = ["--miners", "14", "--rounds", "3", "--replays", "8", "--seed", "11"]
+    command = [sys.executable, "-m", "tests.campaigns.soak", "--dir", str(folder), *sizes]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return folder, ended.stdout
 
 
 @pytest.mark.slow
