@@ -5,8 +5,8 @@
 
 The pool is the competition's evaluation set. The first proposals are made without evaluations, by the --methods:
 
-    less     rows whose gradients alone are most like the evaluation set's (LESS)
     match    rows whose gradients together point where the evaluation set's point
+    less     rows whose gradients alone are most like the evaluation set's (LESS)
     topics   rows whose words together are most like the pool's
     length   the rows with the longest answers
     random   random rows
@@ -65,8 +65,8 @@ from template.workers.executor import Evaluator
 if TYPE_CHECKING:
     from template.training.row_features import RowFeatures
 
-# The ones that are usually best first: the others then take one evaluation each.
-METHODS = ("less", "match", "topics", "length", "random")
+# Usually the best first: the others then take one evaluation each.
+METHODS = ("match", "less", "topics", "length", "random")
 
 
 def check_budget(args: argparse.Namespace) -> None:

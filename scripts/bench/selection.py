@@ -34,7 +34,7 @@ def build_parser() -> Parser:
     cli.add_replay_arguments(parser)
     add = parser.add_argument
     add("--rows", type=int, help="rows of a dataset (default: as many as the competition counts)")
-    add("--method", choices=METHODS, default="less", help="first proposal (default: less)")
+    add("--method", choices=METHODS, default="match", help="first proposal (default: match)")
     add("--evaluations", type=int, default=8, help="budget of the search with gradients (default: 8)")
     add("--extra", type=int, default=2, help="evaluations more for the random search (default: 2)")
     add("--seeds", type=int, default=2, help="seeds of a search (default: 2)")
