@@ -4,7 +4,9 @@ torch is imported lazily: the validator's own process never evaluates, so it nev
 """
 
 import dataclasses
+import gc
 import os
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -44,9 +46,9 @@ class Evaluator:
         self, data_dir: Path, lucky_num: int, on_progress: Callable[[Progress], None] | None = None
     ) -> TrainResult:
         """Fine-tune on `data_dir/data.jsonl`, measure the loss; as `train_lora`."""
+        options = self._options(on_progress)
         from template.train import train_and_evaluate
 
-        options = self._options(on_progress)
         with self._shown_download():
             return train_and_evaluate(
                 lucky_num,
@@ -62,18 +64,18 @@ class Evaluator:
         self, content: bytes, lucky_num: int, on_progress: Callable[[Progress], None] | None = None
     ) -> "RowFeatures":
         """Return the features of a pool's rows; as `compute_gradient_features`."""
+        options = self._options(on_progress)
         from template.train import compute_gradient_features
 
-        options = self._options(on_progress)
         with self._shown_download():
             return compute_gradient_features(content, lucky_num, self.cache_dir, options)
 
     def load_model(self) -> str:
         """Load the model and return its name: all that makes losses comparable."""
+        options = self._options(None)
         from template.train import load_resident_model
         from template.training.environment import machine_fingerprint
 
-        options = self._options(None)
         with self._shown_download():
             model = load_resident_model(options, self.cache_dir)
         dtype = str(model.dtype).removeprefix("torch.")
@@ -97,6 +99,7 @@ class Evaluator:
         return show_model_download(self.training_args.model_id, self.training_args.revision, self.cache_dir)
 
     def _options(self, on_progress: Callable[[Progress], None] | None) -> "RunOptions":
+        import_libraries()
         from template.hub.client import configure_client
         from template.train import RunOptions
 
@@ -106,6 +109,21 @@ class Evaluator:
             training_args=self.training_args, model_path=self.model_path, device=self.device, dtype=self.dtype
         )
         return options if on_progress is None else dataclasses.replace(options, on_progress=on_progress)
+
+
+def import_libraries() -> None:
+    """Import torch, transformers and peft without garbage collection, and exempt their objects from it.
+
+    They live as long as the process. Collecting during the imports, and once more at the exit, takes two seconds.
+    """
+    if "template.train" in sys.modules:
+        return
+    gc.disable()
+    try:
+        import template.train  # noqa: F401
+    finally:
+        gc.enable()
+    gc.freeze()
 
 
 @dataclass(frozen=True, kw_only=True)

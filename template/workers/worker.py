@@ -9,7 +9,6 @@ stdout. It never outlives its parent: it exits at the end of stdin and, on Linux
 import contextlib
 import ctypes
 import faulthandler
-import gc
 import os
 import resource
 import signal
@@ -159,22 +158,12 @@ def send_failure(writer: EventWriter, error: Exception) -> None:
 
 def load(evaluator: Evaluator) -> messages.Loaded:
     """Load the model and describe it, its device and this machine."""
-    import_libraries()
+    model = evaluator.load_model()
     from template.training.environment import choose_device, choose_dtype, describe_environment
 
-    model = evaluator.load_model()
     device = choose_device(evaluator.device)
     environment = describe_environment(device, choose_dtype(device, evaluator.dtype or evaluator.training_args.dtype))
     return messages.Loaded(model=model, device=str(device), environment=environment)
-
-
-def import_libraries() -> None:
-    """Import torch, transformers and peft without garbage collection: a start is a second shorter."""
-    gc.disable()
-    try:
-        import template.train  # noqa: F401
-    finally:
-        gc.enable()
 
 
 def peak_memory_bytes() -> int:
