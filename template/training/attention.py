@@ -71,6 +71,10 @@ class VarlenSpans:
     max_seqlens: tuple[int, int]
 
 
+Layout = tuple[PaddedBlock, ...] | VarlenSpans | TokenMask
+"""How attention tells the rows of a pack apart; () if each element of the batch is one sequence."""
+
+
 @dataclass(frozen=True)
 class _ScoreArgs:
     """Arguments of the attention scores.
@@ -132,9 +136,7 @@ def packed_attention(
     scaling: float,
     softcap: float | None = None,
     sliding_window: int | None = None,
-    blocks: tuple[PaddedBlock, ...] = (),
-    spans: VarlenSpans | None = None,
-    token_mask: TokenMask | None = None,
+    layout: Layout = (),
     position_ids: torch.Tensor | None = None,
     past_key_values: None = None,
     use_cache: bool = False,
@@ -142,13 +144,14 @@ def packed_attention(
 ) -> tuple[torch.Tensor, None]:
     """Attend within the rows of a pack; called by transformers in every layer.
 
-    Maps query (1, H, N, D), key and value (1, G, N, D) to (1, N, H, D). Without blocks, spans and mask, each element of
-    the batch is one sequence. The last four arguments change nothing here. Source of the signature:
-    transformers.AttentionInterface. It has no `**kwargs`, so a model whose attention needs another argument fails.
+    Maps query (1, H, N, D), key and value (1, G, N, D) to (1, N, H, D). The last four arguments change nothing here.
+    Source of the signature: transformers.AttentionInterface. It has no `**kwargs`, so a model whose attention needs
+    another argument fails.
     """
-    if spans is not None:
-        return _attend_varlen(query, key, value, spans, scaling=scaling, window=sliding_window), None
-    args = _ScoreArgs(scaling, softcap, sliding_window, token_mask)
+    if isinstance(layout, VarlenSpans):
+        return _attend_varlen(query, key, value, layout, scaling=scaling, window=sliding_window), None
+    mask, blocks = (layout, ()) if isinstance(layout, TokenMask) else (None, layout)
+    args = _ScoreArgs(scaling, softcap, sliding_window, mask)
     if not blocks:
         q, k, v = (tensor.transpose(1, 2) for tensor in (query, key, value))
         return _attend(q, k, v, args), None

@@ -69,7 +69,7 @@ class TrainingGraphs:
     def forward(self, pack: Pack) -> torch.Tensor:
         """Compute the hidden states (N, H) of a pack; valid until the next call."""
         recording = self._recording_for(pack)
-        assert pack.spans is not None
+        assert isinstance(pack.layout, VarlenSpans)
         count = pack.token_count
         length = recording.ids.shape[1]
         for buffer, values in ((recording.ids, pack.input_ids), (recording.positions, pack.positions)):
@@ -77,7 +77,7 @@ class TrainingGraphs:
             buffer[:, :count].copy_(values[:, :count])
         rows = len(pack.indices)
         recording.cu_seqlens.fill_(length)
-        recording.cu_seqlens[: rows + 1].copy_(pack.spans.cu_seqlens_q[: rows + 1])
+        recording.cu_seqlens[: rows + 1].copy_(pack.layout.cu_seqlens_q[: rows + 1])
         recording.forward.replay()
         return recording.hidden
 

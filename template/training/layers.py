@@ -86,18 +86,18 @@ class FusedRotaryAttention(nn.Module):
         self._window = getattr(original, "sliding_window", None)
 
     def forward(
-        self, hidden_states: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor], **layout: Any
+        self, hidden_states: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor], **arguments: Any
     ) -> tuple[torch.Tensor, None]:
-        """Map (B, N, H) to (B, N, H); `layout` is passed to `packed_attention`."""
+        """Map (B, N, H) to (B, N, H); `arguments` are passed to `packed_attention`."""
         batch, width = hidden_states.shape[:2]
         y = self._inputs(hidden_states.flatten(0, 1))
         # The embeddings of a batch whose rows have equal positions are (1, N, D).
         cos, sin = (part.expand(batch, -1, -1).flatten(0, 1) for part in position_embeddings)
         rotated = _SplitRotate.apply(y, cos, sin, self._heads, self._groups)  # type: ignore[no-untyped-call]
         q, k, v = (part.unflatten(0, (batch, width)).transpose(1, 2) for part in rotated)
-        layout["sliding_window"] = self._window
+        arguments["sliding_window"] = self._window
         attended, _ = packed_attention(
-            self, q, k, v, layout.pop("attention_mask", None), scaling=self._scaling, **layout
+            self, q, k, v, arguments.pop("attention_mask", None), scaling=self._scaling, **arguments
         )
         result: torch.Tensor = self.o_proj(attended.flatten(2))
         return result, None

@@ -23,7 +23,7 @@ from template.data.chat_templates import ChatTemplate, template_for
 from template.data.encoding import EncodedRow, Tokenize
 from template.errors import ConfigError, HostError, Reason, RemoteError, SubmissionError, SubnetError
 from template.training import determinism
-from template.training.attention import PaddedBlock, TokenMask, VarlenSpans, packed_attention
+from template.training.attention import Layout, packed_attention
 from template.training.cross_entropy import target_losses
 from template.training.cuda_graphs import TrainingGraphs
 from template.training.dropout import CpuDropout, CudaDropout, Dropout
@@ -164,25 +164,17 @@ class ScoringModel:
 
     def target_losses(self, pack: Pack) -> torch.Tensor:
         """Compute the cross-entropy (T,) float32, in nats, of a pack's targets."""
-        hidden = self._decode(pack.input_ids, pack.positions, pack.spans, pack.blocks, pack.token_mask)
+        hidden = self._decode(pack.input_ids, pack.positions, pack.layout)
         return self.losses_at(_GatherRows.apply(hidden, pack.sources), pack)  # type: ignore[no-untyped-call]
 
     def losses_at(self, sources: torch.Tensor, pack: Pack) -> torch.Tensor:
         """Compute the losses (T,) from the hidden states (T, H) at the pack's sources."""
         return target_losses(sources, pack.targets, self._causal.get_output_embeddings(), self._softcap)
 
-    def _decode(
-        self,
-        ids: torch.Tensor,
-        positions: torch.Tensor,
-        spans: VarlenSpans | None,
-        blocks: tuple[PaddedBlock, ...] = (),
-        token_mask: TokenMask | None = None,
-    ) -> torch.Tensor:
+    def _decode(self, ids: torch.Tensor, positions: torch.Tensor, layout: Layout) -> torch.Tensor:
         """Compute the hidden states (N, H) of ids and positions (1, N)."""
         decoder = self._causal.get_decoder()
-        layout = {"blocks": blocks, "spans": spans, "token_mask": token_mask}
-        output = decoder(input_ids=ids, position_ids=positions, use_cache=False, **layout)
+        output = decoder(input_ids=ids, position_ids=positions, use_cache=False, layout=layout)
         hidden: torch.Tensor = output.last_hidden_state[0]
         return hidden
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 
 from template.data.encoding import EncodedRow
-from template.training.attention import PaddedBlock, TokenMask, VarlenSpans
+from template.training.attention import Layout, PaddedBlock, TokenMask, VarlenSpans
 
 # Lengths of packs, of packs with a mask, and of the rows of a padded block are multiples of these: CPU kernels are
 # compiled and cached for each shape.
@@ -23,6 +23,9 @@ _ROW_STEP = 16
 
 # Attention reads a prefix once for each row; this bounds a pack's keys, in multiples of its tokens.
 _KEYS_PER_TOKEN = 8
+
+
+LayoutKind = type[PaddedBlock] | type[VarlenSpans] | type[TokenMask]
 
 
 @dataclass(frozen=True)
@@ -37,17 +40,15 @@ class Group:
 class Pack:
     """Rows in one sequence of N tokens, padded at the end.
 
-    token_count is N without the padding. Attention uses `blocks`, `spans` or `token_mask`. sources (T,) int64 are the
-    hidden states that predict `targets` (T,), row by row, `counts` of each; in training they are unique.
+    token_count is N without the padding. sources (T,) int64 are the hidden states that predict `targets` (T,), row by
+    row, `counts` of each; in training they are unique.
     """
 
     indices: tuple[int, ...]
     token_count: int
     input_ids: torch.Tensor
     positions: torch.Tensor
-    blocks: tuple[PaddedBlock, ...]
-    spans: VarlenSpans | None
-    token_mask: TokenMask | None
+    layout: Layout
     sources: torch.Tensor
     targets: torch.Tensor
     counts: tuple[int, ...]
@@ -62,7 +63,7 @@ def pack_rows(
     """
     if indices:
         for part in _split(Group(tuple(indices), 0), rows, max_tokens):
-            yield build_pack(rows, [part], device, varlen)
+            yield build_pack(rows, [part], device, _kind(varlen))
 
 
 def balance_packs(
@@ -94,7 +95,10 @@ def balance_packs(
             break
         count = min(count + workers, len(by_length))
     parts.sort(key=lambda part: -part.size)
-    return [build_pack(rows, part.as_groups(), device, varlen, is_masked=shares and part.count > 1) for part in parts]
+    return [
+        build_pack(rows, part.as_groups(), device, TokenMask if shares and part.count > 1 else _kind(varlen))
+        for part in parts
+    ]
 
 
 @dataclass
@@ -126,7 +130,7 @@ def pack_with_shared_prefix(
         else:
             alone.extend(group.indices)
     for chosen in _cut(groups, rows, max_tokens):
-        yield build_pack(rows, chosen, device, varlen)
+        yield build_pack(rows, chosen, device, _kind(varlen))
     yield from pack_rows(rows, alone, max_tokens, device, varlen)
 
 
@@ -154,6 +158,11 @@ def group_by_prefix(
             groups.append(Group(tuple(members), prefix))
         members, prefix = [index], 0
     return [*groups, Group(tuple(members), prefix)] if members else groups
+
+
+def _kind(varlen: bool) -> LayoutKind:
+    """Return the layout of packs without a mask."""
+    return VarlenSpans if varlen else PaddedBlock
 
 
 def _used(row: EncodedRow) -> int:
@@ -229,14 +238,9 @@ def build_pack(
     rows: Sequence[EncodedRow],
     groups: Sequence[Group],
     device: torch.device,
-    varlen: bool,
-    *,
-    is_masked: bool = False,
+    kind: LayoutKind,
 ) -> Pack:
-    """Lay out groups one after the other: the prefix, then each row's other tokens.
-
-    For attention in blocks, unless it is `varlen` or under a mask.
-    """
+    """Lay out groups one after the other, for a kind of layout: the prefix, then each row's other tokens."""
     ids: list[int] = []
     positions: list[int] = []
     sources: list[int] = []
@@ -263,19 +267,24 @@ def build_pack(
             counts.append(len(predicted))
         segments.append(_Segments(parts, prefix_start, prefix))
     token_count = len(ids)
-    padding = -token_count % (_MASKED_PACK_STEP if is_masked else _PACK_STEP)
+    padding = -token_count % (_MASKED_PACK_STEP if kind is TokenMask else _PACK_STEP)
     # Under a mask, a value that is not finite reaches all tokens. So the padding repeats a token of a row, whose states
     # it has, too: it is not finite only if the row is not.
-    ids.extend([ids[0] if is_masked else 0] * padding)
+    ids.extend([ids[0] if kind is TokenMask else 0] * padding)
     positions.extend([0] * padding)
+    layout: Layout
+    if kind is TokenMask:
+        layout = _make_mask(segments, token_count, positions, device)
+    elif kind is VarlenSpans:
+        layout = _make_spans(segments, token_count, padding, device)
+    else:
+        layout = tuple(_make_block(part, device) for part in segments)
     return Pack(
         indices=tuple(index for group in groups for index in group.indices),
         token_count=token_count,
         input_ids=_int64([ids], device),
         positions=_int64([positions], device),
-        blocks=() if varlen or is_masked else tuple(_make_block(part, device) for part in segments),
-        spans=_make_spans(segments, token_count, padding, device) if varlen else None,
-        token_mask=_make_mask(segments, token_count, positions, device) if is_masked else None,
+        layout=layout,
         sources=_int64(sources, device),
         targets=_int64(targets, device),
         counts=tuple(counts),

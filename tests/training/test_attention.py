@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from template.training.attention import QUERY_CHUNK, PaddedBlock, packed_attention
+from template.training.attention import QUERY_CHUNK, PaddedBlock, TokenMask, packed_attention
 from template.training.packing import Pack, balance_packs, pack_rows, pack_with_shared_prefix
-from tests.fixtures.training import CPU, real_slots, row_of, row_with_targets
+from tests.fixtures.training import CPU, blocks_of, real_slots, row_of, row_with_targets
 
 SIZE = 16
 SCALING = SIZE**-0.5
@@ -32,7 +32,7 @@ def pack_groups(*groups: tuple[int, Sequence[int]]) -> Pack:
         for row, own in enumerate(owns)
     ]
     (pack,) = pack_with_shared_prefix(rows, 10**6, CPU)
-    assert sorted({block.offset for block in pack.blocks}) == sorted({0, *(shared for shared, _ in groups)})
+    assert sorted({block.offset for block in blocks_of(pack)}) == sorted({0, *(shared for shared, _ in groups)})
     return pack
 
 
@@ -69,9 +69,8 @@ def draw(pack: Pack, heads: tuple[int, int] = (6, 2), dtype: torch.dtype = torch
 def attend(pack: Pack, inputs: Sequence[torch.Tensor], limit: str = "all before") -> torch.Tensor:
     softcap, window = LIMITS[limit]
     q, k, v = inputs
-    layout = {"blocks": pack.blocks, "token_mask": pack.token_mask}
     result, weights = packed_attention(
-        nn.Module(), q, k, v, None, scaling=SCALING, softcap=softcap, sliding_window=window, **layout
+        nn.Module(), q, k, v, None, scaling=SCALING, softcap=softcap, sliding_window=window, layout=pack.layout
     )
     assert weights is None
     assert result.shape == (1, q.shape[2], q.shape[1], SIZE)
@@ -122,7 +121,7 @@ def differentiate(result: torch.Tensor, inputs: Sequence[torch.Tensor]) -> list[
 def test_each_row_attends_as_if_alone(dtype: torch.dtype, layout: str, limit: str) -> None:
     pack = LAYOUTS[layout]
     inputs = [tensor.requires_grad_() for tensor in draw(pack, dtype=dtype)]
-    ours, expected = attend(pack, inputs, limit), attend_by_row(pack.blocks, inputs, limit)
+    ours, expected = attend(pack, inputs, limit), attend_by_row(blocks_of(pack), inputs, limit)
     assert ours.dtype is dtype
     result_error, gradient_error = (1e-5, 1e-5) if dtype is torch.float32 else (0.03, 0.02)
     torch.testing.assert_close(ours.float(), expected, rtol=0, atol=result_error)
@@ -140,13 +139,13 @@ def test_row_under_a_mask_attends_as_if_alone(dtype: torch.dtype, limit: str) ->
     starts = ([1] * 20 + [2] * 9, [1] * 20 + [3] * 30, [4] * 11)
     rows = [row_with_targets([*start, 5, 6], {len(start) + 1}) for start in starts]
     (pack,) = balance_packs(rows, range(3), 10**6, CPU, workers=1)
-    assert pack.token_mask is not None and pack.token_count < sum(len(row.input_ids) - 1 for row in rows) - 19
+    assert isinstance(pack.layout, TokenMask) and pack.token_count < sum(len(row.input_ids) - 1 for row in rows) - 19
     inputs = [tensor.requires_grad_() for tensor in draw(pack, dtype=dtype)]
     ours = attend(pack, inputs, limit)
     q, k, v = (tensor[0].float() for tensor in inputs)
     expected = torch.zeros(ours.shape)
     for source in pack.sources:
-        places = pack.token_mask.visible[source].nonzero().flatten()
+        places = pack.layout.visible[source].nonzero().flatten()
         alone = attend_row(q[:, places], k[:, places], v[:, places], limit)
         expected = expected.index_put((torch.tensor(0), places), alone.transpose(0, 1))
     seen = expected.detach().abs().sum((2, 3), keepdim=True) > 0  # without the padding
@@ -166,7 +165,7 @@ def test_without_blocks_each_batch_row_is_a_sequence() -> None:
 
 def tokens_of_row(pack: Pack, row: int) -> torch.Tensor:
     """Return the tokens of a row in a pack of one block without prefix."""
-    (block,) = pack.blocks
+    (block,) = blocks_of(pack)
     return block.query_indices[row].unique()
 
 

@@ -8,6 +8,7 @@ import torch
 
 from template.records import TrainResult
 from template.training import determinism, loop
+from template.training.attention import VarlenSpans
 from template.training.cuda_graphs import LENGTH_STEP
 from template.training.dropout import CudaDropout
 from template.training.model import ScoringModel
@@ -138,7 +139,7 @@ def test_shared_prefixes_give_the_losses_of_single_rows(bench: Bench) -> None:
     rows = encode(ours, make_rows(30, seed=6))
     with determinism.deterministic_mode(CUDA):
         assert any(
-            pack.spans and pack.spans.key_indices is not None
+            isinstance(pack.layout, VarlenSpans) and pack.layout.key_indices is not None
             for pack in pack_with_shared_prefix(rows, 10**6, CUDA, True)
         )
         losses = loop.mean_row_losses(ours, rows, loop.ignore_progress)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from template.data.encoding import EncodedRow
-from template.training.attention import VarlenSpans
+from template.training.attention import TokenMask, VarlenSpans
 from template.training.packing import (
     Group,
     Pack,
@@ -19,7 +19,7 @@ from template.training.packing import (
     pack_rows,
     pack_with_shared_prefix,
 )
-from tests.fixtures.training import CPU, real_slots, row_of, row_with_targets
+from tests.fixtures.training import CPU, blocks_of, real_slots, row_of, row_with_targets
 
 SEEDS = range(20)
 
@@ -74,8 +74,8 @@ Seen = dict[int, list[int]]
 
 
 def keys_by_place(pack: Pack) -> Seen:
-    if pack.token_mask is not None:
-        visible = pack.token_mask.within(None)[: pack.token_count]
+    if isinstance(pack.layout, TokenMask):
+        visible = pack.layout.within(None)[: pack.token_count]
         return {place: row.nonzero().flatten().tolist() for place, row in enumerate(visible)}
     return keys_by_blocks(pack)
 
@@ -121,7 +121,7 @@ def test_blocks_cover_the_pack_with_right_padding(pack_rows: Packing, max_tokens
     for seed in SEEDS:
         for pack in pack_rows(make_random_rows(seed), max_tokens):
             start = 0
-            for block in pack.blocks:
+            for block in blocks_of(pack):
                 flat = block.query_indices.flatten()
                 real = flat[block.valid_slots]
                 # In order, after the tokens of the block before.
@@ -140,7 +140,7 @@ def test_blocks_cover_the_pack_with_right_padding(pack_rows: Packing, max_tokens
             assert start == pack.token_count
             # Few lengths, because kernels are compiled and cached for each.
             assert pack.input_ids.shape[1] == pack.positions.shape[1] == start + -start % 32
-            assert all(block.query_indices.shape[1] % 16 == 0 for block in pack.blocks)
+            assert all(block.query_indices.shape[1] % 16 == 0 for block in blocks_of(pack))
 
 
 @every_way
@@ -208,7 +208,7 @@ def test_balanced_packs_are_as_few_as_possible() -> None:
 
 def keys_by_blocks(pack: Pack) -> Seen:
     result: Seen = {}
-    for block in pack.blocks:
+    for block in blocks_of(pack):
         for queries, keys, mine in zip(block.query_indices, block.key_indices, real_slots(block), strict=True):
             for index, place in enumerate(queries[mine].tolist()):
                 result[place] = keys[: block.offset + index + 1].tolist()
@@ -240,9 +240,8 @@ def test_pack_with_spans_equals_that_with_blocks(pack_rows: Packing, max_tokens:
             for name in ("input_ids", "positions", "sources", "targets"):
                 assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
             length, count = ours.input_ids.shape[1], ours.token_count
-            assert ours.spans is not None
-            assert (theirs.spans, ours.blocks) == (None, ())
-            seen = keys_by_spans(ours.spans, length)
+            assert isinstance(ours.layout, VarlenSpans)
+            seen = keys_by_spans(ours.layout, length)
             assert {place: keys for place, keys in seen.items() if place < count} == keys_by_blocks(theirs)
             # Padding attends to padding only.
             assert all(min(seen[place]) >= count for place in range(count, length))
@@ -253,17 +252,16 @@ def test_mask_shows_a_token_its_row_up_to_itself(max_tokens: int) -> None:
     kinds = set()
     for seed in SEEDS:
         for pack in balance_all(make_random_rows(seed), max_tokens):
-            kinds.add(pack.token_mask is None)
-            if pack.token_mask is None:
-                assert len(pack.indices) == 1
+            kinds.add(type(pack.layout))
+            if not isinstance(pack.layout, TokenMask):
+                assert len(blocks_of(pack)) == len(pack.indices) == 1
                 continue
-            assert (pack.blocks, pack.spans) == ((), None)
             length, count = pack.input_ids.shape[1], pack.token_count
             assert length == count + -count % 16
             # Only padding is of no row, and each of its tokens sees itself alone.
             rows = [set(places) for places in tokens_by_row(pack)]
             assert set().union(*rows) == set(range(count))
-            assert torch.equal(pack.token_mask.visible[count:], torch.eye(length, dtype=torch.bool)[count:])
+            assert torch.equal(pack.layout.visible[count:], torch.eye(length, dtype=torch.bool)[count:])
             # It repeats the first token of a row, so it is finite where the row is.
             assert pack.input_ids[0, count:].unique().tolist() in ([], [pack.input_ids[0, 0]])
             assert pack.positions[0, count:].count_nonzero() == 0
@@ -271,16 +269,16 @@ def test_mask_shows_a_token_its_row_up_to_itself(max_tokens: int) -> None:
                 mine = [row for row in rows if place in row]
                 assert all(set(seen) == {other for other in row if other <= place} for row in mine)
                 assert pack.positions[0, seen].tolist() == list(range(len(seen)))
-    assert kinds == {True, False} or max_tokens == 10**6
+    assert kinds == {TokenMask, tuple} or max_tokens == 10**6
 
 
 def test_window_hides_the_keys_of_earlier_positions() -> None:
     rows = [row_with_targets([1, 2, 3, 4, 5 + row, 6], {5}) for row in range(2)]
     (pack,) = balance_all(rows, 10**6, workers=1)
-    assert pack.token_mask is not None
+    assert isinstance(pack.layout, TokenMask)
     # The first row's last token, at position 4, sees positions 2 to 4, of which the prefix has two.
     assert pack.positions[0].tolist()[:6] == [0, 1, 2, 3, 4, 4]
-    assert pack.token_mask.within(3)[5].nonzero().flatten().tolist() == [2, 3, 5]
+    assert pack.layout.within(3)[5].nonzero().flatten().tolist() == [2, 3, 5]
 
 
 def test_balanced_packs_share_prefixes_before_targets() -> None:
@@ -303,7 +301,7 @@ def test_other_devices_share_nothing_and_use_one_block() -> None:
     rows = [row_with_targets([1] * 30 + [row, 9], {31}) for row in range(5)]
     packs = balance_packs(rows, range(5), 10**6, torch.device("meta"), 2)
     assert sizes(packs) == [93, 62]
-    assert [(len(pack.blocks), pack.token_mask) for pack in packs] == [(1, None)] * 2
+    assert [len(blocks_of(pack)) for pack in packs] == [1, 1]
 
 
 def test_lane_with_a_rows_prefix_takes_the_row() -> None:
@@ -378,7 +376,7 @@ def test_long_prefix_of_many_rows_is_split_by_keys() -> None:
     packs = list(pack_with_shared_prefix(rows, 16384, CPU, True))
     assert sorted(index for pack in packs for index in pack.indices) == list(range(1000))
     for pack in packs:
-        assert pack.spans is not None and pack.spans.key_indices is not None
+        assert isinstance(pack.layout, VarlenSpans) and pack.layout.key_indices is not None
         # Plus the keys of the prefix itself and of the padding.
-        assert len(pack.spans.key_indices) <= 8 * 16384 + 1500 + 32
+        assert len(pack.layout.key_indices) <= 8 * 16384 + 1500 + 32
     assert len(packs) == 12
