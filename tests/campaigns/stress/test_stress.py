@@ -13,7 +13,7 @@ from tests.campaigns.stress.run import Stress, external_load, write_datasets
 from tests.campaigns.stress.situations import Situation, Verdict, list_situations
 
 SITUATIONS = {
-    situation.name: situation for situation in list_situations("cpu", others=8, memory_bytes=0, hog_bytes=2**27)
+    situation.name: situation for situation in list_situations("cpu", others=3, memory_bytes=0, hog_bytes=2**27)
 }
 
 # Two in one process, whose imports take seconds: a shell's setting, and a variable that gives the model another name.
@@ -54,7 +54,7 @@ def test_stress_situation_has_allowed_verdict(name: str, verdict: Verdict | None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["after 8 evaluations of others", "set_num_threads in another thread"])
+@pytest.mark.parametrize("name", ["after 3 evaluations of others", "set_num_threads in another thread"])
 def test_stress_within_this_process_keeps_bits(name: str, stress: Stress) -> None:
     outcomes = list(evaluation.run(stress.job(SITUATIONS[name])))
     assert set(stress.judge(SITUATIONS[name], outcomes).verdicts) == {Verdict.EQUAL}
