@@ -77,7 +77,8 @@ def _entry_before_seal(header: RoundHeader, chain: AuditChain, hotkey: str) -> E
 def check_claimed_ranks(header: RoundHeader, claims: Sequence[ClaimedRank], chain: AuditChain) -> Iterator[Finding]:
     """Check ranks from before the first file. Raises: RemoteError.
 
-    A dataset ranks from the first aligned block of its commitment, or later if its hotkey had another one before.
+    A dataset ranks from the first aligned block of its commitment, or later if its hotkey had another one before. The
+    seeds of a sealed one count from its reveal.
     """
     for claim in claims:
         where = f"{claim.key.hotkey}: rank block {claim.rank_block} of dataset {claim.key.digest[:12]}"
@@ -93,6 +94,9 @@ def check_claimed_ranks(header: RoundHeader, claims: Sequence[ClaimedRank], chai
             continue
         if claim.commit_block is not None and claim.commit_block > commit_block:
             yield Finding(Kind.RANK, f"{where}: committed in {claim.commit_block}, on chain in {commit_block}")
+        is_of_seeds = claim.commit_block is None
+        if is_of_seeds and _is_reveal_block(header, chain, claim.key.hotkey, claim.rank_block):
+            continue
         if not _is_rank_block(header, chain, claim.key.hotkey, claim.rank_block):
             text = f"its commitment is of block {commit_block}, and no dataset before it counts from so late"
             yield Finding(Kind.RANK, f"{where}: {text}")
@@ -106,6 +110,12 @@ def _commit_block_at(header: RoundHeader, chain: AuditChain, hotkey: str, block:
         return sealed.block
     entry = read_entries(header, chain, block).get(hotkey)
     return None if entry is None or entry.rejection is not None else entry.commit_block
+
+
+def _is_reveal_block(header: RoundHeader, chain: AuditChain, hotkey: str, block: int) -> bool:
+    """Check that a block is the first aligned one at which the hotkey's commitment could be read."""
+    entry = read_entries(header, chain, block).get(hotkey)
+    return entry is not None and align(entry.reveal_block, header.incentives.blocks_per_epoch) == block
 
 
 def _is_rank_block(header: RoundHeader, chain: AuditChain, hotkey: str, block: int) -> bool:

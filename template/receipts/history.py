@@ -191,9 +191,11 @@ class History:
             yield Finding(Kind.RANK, f"{key.hotkey}: dataset {key.digest[:12]} is left out of the ledger")
         for key, block in _first_seed_blocks(header).items():
             past, version = season.ledger.get(key), versions.get(key)
-            expected = past.rank_block if past else version.seed_block if version else None
-            if past is None and version is not None and checked.is_confirmed(key, header.incentives.evaluations):
-                expected = version.rank_block
+            expected = version.seed_block if version else None
+            if past is not None:
+                expected = max(past.rank_block, version.public_block) if version else past.rank_block
+            elif version is not None and checked.is_confirmed(key, header.incentives.evaluations):
+                expected = max(version.rank_block, version.public_block)
             if expected is None or block != first_seed_block(expected, header.incentives):
                 yield from self._judge(checked, key, block, None)
 

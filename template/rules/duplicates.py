@@ -188,7 +188,8 @@ def former_versions(versions: Iterable[Version], incentives: Incentives) -> list
     return [
         version
         for version in versions
-        if version.is_counted and min(version.last_block, season_block) - version.rank_block >= least
+        if version.is_counted
+        and min(version.last_block, season_block) - max(version.rank_block, version.seed_block) >= least
     ]
 
 

@@ -147,5 +147,7 @@ def _ready_evaluations(
 
 
 def _seed_block(content: Content, number: int, incentives: Incentives) -> int:
-    block = content.rank.block if content.seed_block is None else content.seed_block
+    block = content.seed_block
+    if block is None:
+        block = max(content.rank.block, content.public.block if content.public else 0)
     return seed_block(first_seed_block(block, incentives), number, incentives.blocks_per_epoch)

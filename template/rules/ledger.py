@@ -25,7 +25,8 @@ from template.rules.scoring import score_of, shares_from_scores
 class Content:
     """A dataset in the competition. losses: by number of the evaluation.
 
-    public: who copied whom, None for its rank. seed_block: of its first evaluation, None for its rank block.
+    public: who copied whom, None for its rank. seed_block: of its first evaluation, None for its rank block, or for the
+    block of `public` if that is later.
     """
 
     key: ContentKey

@@ -160,8 +160,8 @@ def _make_version(stand: Stand, digest: str, same: Sequence[Version], *, earlies
         public_block=same[0].public_block if same else public_block,
         public_commit_block=same[0].public_commit_block if same else stand.commit_block,
         rank_block=rank_block,
-        # Seeds that are known before a dataset counts could be chosen among datasets that never count.
-        seed_block=next((other.seed_block for other in same if other.is_counted), rank_block),
+        # Who knew the seeds before could choose by them, among datasets that never count or among sealed ones.
+        seed_block=next((other.seed_block for other in same if other.is_counted), max(rank_block, public_block)),
         is_counted=rank_block <= stand.last_block,
     )
 

@@ -1,13 +1,15 @@
-"""Weights under commit-reveal, compared with the chain at and after the reveal."""
+"""Weights and datasets that were sealed, compared with the chain at and after the reveal."""
 
 import dataclasses
 from collections.abc import Mapping
 
 import pytest
 
-from template.chain_records import ChainSnapshot
-from template.receipts.chain_check import WeightsCheck
+from template.chain_records import ChainCommitment, ChainSnapshot
+from template.receipts.chain_check import WeightsCheck, check_claimed_ranks
+from template.receipts.history import ClaimedRank
 from template.receipts.round_file import RoundHeader, make_round_lines
+from template.records import ContentKey
 from tests.fixtures.rounds import ACCOUNT, SIGNER, hash_of, sign
 from tests.fixtures.views import make_neuron
 
@@ -56,6 +58,27 @@ class TimelockedChain:
     def weight_commits(self, hotkey: str, block: int) -> list[int]:
         self.reads += 1
         return [commit for commit in self._commits if commit <= block < REVEALED] if hotkey == SIGNER else []
+
+
+class RevealedChain(TimelockedChain):
+    """A miner's commitment of block 21, sealed until block 34."""
+
+    def snapshot(self, block: int) -> ChainSnapshot:
+        first = ACCOUNT.round.entries[0]
+        sealed = ChainCommitment(hotkey=first.key.hotkey, block=21, text=None, reveal_round=9)
+        revealed = ChainCommitment(hotkey=first.key.hotkey, block=34, text=first.key.commitment, is_revealed=True)
+        commitments = (revealed if block >= 34 else sealed,) if block >= 21 else ()
+        return dataclasses.replace(super().snapshot(block), commitments=commitments)
+
+    def commit_blocks_of_revealed(self, reveals: Mapping[str, int]) -> dict[str, int]:
+        return dict.fromkeys(reveals, 21)
+
+
+@pytest.mark.parametrize(("block", "is_right"), [(24, True), (36, True), (28, False), (32, False)])
+def test_seeds_before_the_first_file_count_from_commit_or_reveal(block: int, is_right: bool) -> None:
+    key = ContentKey(ACCOUNT.round.entries[0].key.hotkey, "0" * 64)
+    findings = list(check_claimed_ranks(HEADER, [ClaimedRank(key, block, None)], RevealedChain(60, {})))
+    assert (findings == []) == is_right, findings
 
 
 def check(chain: TimelockedChain) -> tuple[list[str], list[str]]:

@@ -247,6 +247,23 @@ def test_seeds_of_another_source_are_found(season: Season, source: str) -> None:
     assert texts(lie, Kind.SEED) == [f"seeds are {source} in the file, by the competition chain"]
 
 
+def test_seed_of_a_sealed_dataset_from_its_commitment_is_found(season: Season) -> None:
+    """Its author could know such a seed before it reveals the dataset."""
+    carol = season.net.hotkey("carol")
+    sealed = next(line for line in season.files[160].header.entries if line.hotkey == carol)
+    honest = next(line for line in season.files[160].header.evaluations if line.hotkey == carol)
+    assert sealed.commit_block < 140 < sealed.block < honest.seed_block == 160
+
+    def draw(content: dict[str, Any]) -> None:
+        seed = derive_seed(season.chain.block_hash(140), honest.digest, honest.number)
+        row(content, "evaluations", carol).update(seed_block=140, lucky_num=seed)
+
+    lie = season.find({160: draw})
+    assert any(
+        f"{carol}: dataset {honest.digest[:12]} has seeds from block 140" in text for text in texts(lie, Kind.RANK)
+    )
+
+
 def test_seed_drawn_again_is_found(season: Season) -> None:
     def plan_again(content: dict[str, Any]) -> None:
         line = {**season.files[40].header.evaluations[0].__dict__, "lucky_num": 8, "loss": None, "receipt": None}

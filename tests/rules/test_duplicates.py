@@ -10,10 +10,18 @@ from types import FrameType
 
 import pytest
 
+from template.competition import Incentives
 from template.errors import Reason
 from template.records import ContentKey
 from template.rules import duplicates as module
-from template.rules.duplicates import Candidate, Duplicate, match_duplicates, max_shared, related_versions
+from template.rules.duplicates import (
+    Candidate,
+    Duplicate,
+    former_versions,
+    match_duplicates,
+    max_shared,
+    related_versions,
+)
 from template.rules.stands import find_versions
 from tests.fixtures.table import make_dataset, make_rank, row_key
 from tests.fixtures.views import make_key, make_stand
@@ -212,3 +220,14 @@ def test_first_and_last_8_of_many_versions_count() -> None:
     assert related(*[range(250)] * 1, *[range(n, n + 250) for n in range(1, 20)], current=19) == [
         *range(8), *range(12, 20),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("reveal_block", "is_former"), [(8, True), (70, True), (71, False)])
+def test_sealed_dataset_protects_after_a_season_if_it_was_long_readable(reveal_block: int, is_former: bool) -> None:
+    """Its evaluations began with the reveal, so it could be no record before."""
+    key = make_key("a")
+    stand = make_stand(key, 10, 300, commit_block=8, reveal_block=reveal_block)
+    versions = find_versions([stand], {key: make_dataset(range(9))}, period=10, update_blocks=0)
+    # 48 evaluations, two in each round: the last two begin 230 blocks after the first.
+    incentives = Incentives(evaluations=48, blocks_per_epoch=10, season_block=1000)
+    assert bool(former_versions(versions, incentives)) == is_former

@@ -1,5 +1,6 @@
 """The evaluations of a round, and the seeds that they have."""
 
+import dataclasses
 import hashlib
 import random
 from typing import Any
@@ -86,6 +87,14 @@ def test_seeds_and_evaluations_begin_with_the_season() -> None:
 def test_returned_dataset_keeps_the_seeds_of_its_first_stand() -> None:
     content = make_content("a", 50 * PERIOD, [2.5] * 2, seed_block=10 * PERIOD)
     assert [evaluation.seed_block for evaluation in planned(content)] == [11 * PERIOD, 11 * PERIOD]
+
+
+def test_record_that_was_sealed_keeps_seeds_from_its_reveal() -> None:
+    """Who knew them could reveal the dataset with the luckiest ones."""
+    content = make_content("a", 10 * PERIOD, [2.5] * 8)
+    sealed = dataclasses.replace(content, public=content.rank._replace(block=30 * PERIOD))
+    assert [evaluation.seed_block for evaluation in planned(content)] == [14 * PERIOD] * 2
+    assert [evaluation.seed_block for evaluation in planned(sealed)] == [34 * PERIOD] * 2
 
 
 def test_newcomers_come_first_and_wait_for_nobody() -> None:

@@ -130,6 +130,12 @@ def test_late_file_counts_after_the_round_that_read_it() -> None:
     assert (version.rank_block, version.public_block, version.seed_block) == (40, 30, 40)
 
 
+def test_seeds_of_a_sealed_dataset_count_from_its_reveal() -> None:
+    """Its author, who alone could know earlier seeds, would reveal it if they are lucky."""
+    (version,) = versions_of(make_stand(T1, 10, 50, commit_block=8, reveal_block=33))
+    assert (version.rank_block, version.public_block, version.seed_block) == (10, 40, 40)
+
+
 def test_versions_are_of_the_newest_registration() -> None:
     (version,) = versions_of(make_stand(T1, 10), make_stand(T1, 40, registration_block=30))
     assert (version.rank_block, version.seed_block, version.registration_block) == (40, 40, 30)

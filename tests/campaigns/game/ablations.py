@@ -63,6 +63,11 @@ def _stands_with_missing(*args: Any, missing: object, **kwargs: Any) -> list[Sta
     return _extend_stands(*args, **kwargs)
 
 
+def _seeds_by_rank(stand: Stand, digest: str, same: Sequence[Version], **kwargs: int) -> Version:
+    version = _make_version(stand, digest, same, **kwargs)
+    return version if same else dataclasses.replace(version, seed_block=version.rank_block)
+
+
 def _public_by_commit(stand: Stand, digest: str, same: Sequence[Version], **kwargs: int) -> Version:
     version = _make_version(stand, digest, same, **kwargs)
     return version if same else dataclasses.replace(version, public_block=stand.first_block)
@@ -131,6 +136,11 @@ ABLATIONS = (
         "later seeds",
         ("withhold the unlucky", "hide while unlucky", "noise mining with known seeds"),
         functions={"seed_block": lambda first_block, number, period: first_block},
+    ),
+    Ablation(
+        "seeds from the reveal",
+        ("seal lucky sets before a find", "seal and pick the lucky"),
+        functions={"_make_version": _seeds_by_rank},
     ),
     Ablation(
         "rank of late files",

@@ -134,13 +134,14 @@ def find_versions(runs: Iterable[Run], datasets: Mapping[str, frozenset[int]], r
             since = max(run.first, run.missing + 2 * period if run.missing else 0)
             newest = Version(run.text, rows, run.first, run.last, run.commit, run.registration, since)
             readable = max(next_aligned(run.reveal, period), run.missing + period if run.missing else 0)
-            newest.public = (max(run.first, readable), run.commit)
+            newest.seeded = max(run.first, readable)
+            newest.public = (newest.seeded, run.commit)
             versions.append(newest)
         if counted is not None and counted.rows != rows:
             newest.since = max(newest.since, next_aligned(counted.since + rules.update_blocks, period))
         same = [version for version in versions if version.rows == rows and version is not newest]
         newest.public = same[0].public if same else newest.public
-        newest.seeded = next((version.seeded for version in same if version.counts), newest.since)
+        newest.seeded = next((version.seeded for version in same if version.counts), max(newest.since, newest.seeded))
         if newest.counts:
             counted = newest
     return versions
