@@ -185,7 +185,7 @@ class History:
                 text = f"rank {rank} in the ledger, in an earlier file {(past.rank_block, past.commit_block)}"
                 yield Finding(Kind.RANK, f"{line.hotkey}: {text}")
             elif past is None and (version is None or rank != (version.rank_block, version.commit_block)):
-                yield from self._judge(checked, key, *rank)
+                yield from self._judge(checked, key, *rank, None if version is None else version.rank_block)
         refused = {(line.hotkey, line.digest) for line in header.table if line.reason is not None}
         for key in sorted(season.ledger.keys() - listed - refused):
             yield Finding(Kind.RANK, f"{key.hotkey}: dataset {key.digest[:12]} is left out of the ledger")
@@ -197,23 +197,26 @@ class History:
             elif version is not None and checked.is_confirmed(key, header.incentives.evaluations):
                 expected = max(version.rank_block, version.public_block)
             if expected is None or block != first_seed_block(expected, header.incentives):
-                yield from self._judge(checked, key, block, None)
+                yield from self._judge(checked, key, block, None, expected)
 
     def _judge(
-        self, checked: CheckedRound, key: ContentKey, rank_block: int, commit_block: int | None
+        self, checked: CheckedRound, key: ContentKey, rank_block: int, commit_block: int | None, expected: int | None
     ) -> Iterator[Finding]:
-        """Report a rank that is not by the entries, or leave it to the chain."""
+        """Report a rank, or a block of seeds, that is not by the entries, or leave it to the chain.
+
+        commit_block: of the rank, None for seeds. expected: the block by the entries, None without one.
+        """
         version = checked.versions.get(key)
         if min(rank_block, version.public_block if version else rank_block) < checked.first_block:
             checked.claimed_ranks.append(ClaimedRank(key, rank_block, commit_block))
         # After a missing file a dataset ranks by its return, which no chain shows.
         elif version is None or rank_block < version.public_block or key.hotkey not in self._missing:
-            expected = (
-                "no block" if version is None else f"block {version.rank_block} (committed in {version.commit_block})"
-            )
+            right = "no block"
+            if version is not None and expected is not None:
+                right = f"block {expected} (committed in {version.commit_block})"
             claimed = f"block {rank_block}" + ("" if commit_block is None else f" (committed in {commit_block})")
             what = "ranks by" if commit_block is not None else "has seeds from"
-            text = f"dataset {key.digest[:12]} {what} {claimed}, by the entries of these files from {expected}"
+            text = f"dataset {key.digest[:12]} {what} {claimed}, by the entries of these files from {right}"
             yield Finding(Kind.RANK, f"{key.hotkey}: {text}")
 
     def _check_shares(self, header: RoundHeader, checked: CheckedRound) -> Iterator[Finding]:

@@ -83,7 +83,7 @@ def test_same_rows_in_another_order_keep_their_seeds(net: Net, bench: Bench) -> 
     assert after.key != before.key
 
 
-def test_revealed_commitment_ranks_by_its_commit_block(net: Net) -> None:
+def test_revealed_dataset_ranks_by_commit_with_later_seeds(net: Net) -> None:
     text = f"alice/data:sample:{sha256(make_content(SMALL)).hexdigest()}"
     net.upload("alice", SMALL)
     assert net.chain("alice").publish_sealed(text, beacon_round_at(time.time() + 3600)).is_accepted
@@ -92,7 +92,12 @@ def test_revealed_commitment_ranks_by_its_commit_block(net: Net) -> None:
         find(net)
     net.admin.advance(60)
     net.admin.reveal(net.hotkey("alice"), text)
-    assert find(net).rank_block == first
+    revealed = align(net.admin.block(), INCENTIVES.blocks_per_epoch)
+    with pytest.raises(ConfigError, match=f"counts from block {revealed}: its seeds are known from then on"):
+        find(net)
+    net.align(INCENTIVES.blocks_per_epoch)
+    found = find(net)
+    assert (found.rank_block, found.seed_blocks[0]) == (first, revealed)
 
 
 def test_history_that_no_node_has_is_told(net: Net) -> None:
