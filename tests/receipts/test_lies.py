@@ -259,9 +259,8 @@ def test_seed_of_a_sealed_dataset_from_its_commitment_is_found(season: Season) -
         row(content, "evaluations", carol).update(seed_block=140, lucky_num=seed)
 
     lie = season.find({160: draw})
-    assert any(
-        f"{carol}: dataset {honest.digest[:12]} has seeds from block 140" in text for text in texts(lie, Kind.RANK)
-    )
+    right = f"by the entries of these files from block 160 (committed in {sealed.commit_block})"
+    assert f"{carol}: dataset {honest.digest[:12]} has seeds from block 140, {right}" in texts(lie, Kind.RANK)
 
 
 def test_seed_drawn_again_is_found(season: Season) -> None:
