@@ -97,7 +97,7 @@ def check_claimed_ranks(header: RoundHeader, claims: Sequence[ClaimedRank], chai
         is_of_seeds = claim.commit_block is None
         if is_of_seeds and _is_reveal_block(header, chain, claim.key.hotkey, claim.rank_block):
             continue
-        if not _is_rank_block(header, chain, claim.key.hotkey, claim.rank_block):
+        if not _is_rank_block(header, chain, claim.key.hotkey, claim.rank_block, is_of_seeds=is_of_seeds):
             text = f"its commitment is of block {commit_block}, and no dataset before it counts from so late"
             yield Finding(Kind.RANK, f"{where}: {text}")
 
@@ -118,17 +118,19 @@ def _is_reveal_block(header: RoundHeader, chain: AuditChain, hotkey: str, block:
     return entry is not None and align(entry.reveal_block, header.incentives.blocks_per_epoch) == block
 
 
-def _is_rank_block(header: RoundHeader, chain: AuditChain, hotkey: str, block: int) -> bool:
-    """Check that a dataset can count from a block.
+def _is_rank_block(header: RoundHeader, chain: AuditChain, hotkey: str, block: int, *, is_of_seeds: bool) -> bool:
+    """Check that a dataset, or its seeds, can count from a block.
 
-    It counts from its commitment on, or some time after the dataset before it.
+    It counts from its commitment on, or some time after the dataset before it. Seeds do not count from a commitment
+    that is still sealed.
     """
     rules, commit_block = header.incentives, None
     while block > 0:
         last, commit_block = commit_block, _commit_block_at(header, chain, hotkey, block)
         if commit_block is None or commit_block == last:
             return False
-        if align(commit_block, rules.blocks_per_epoch) == block:
+        is_hidden = is_of_seeds and last is None and _sealed_commitment(chain.snapshot(block), hotkey) is not None
+        if align(commit_block, rules.blocks_per_epoch) == block and not is_hidden:
             return True
         block -= rules.update_blocks
         block -= block % rules.blocks_per_epoch

@@ -39,12 +39,14 @@ class ClaimedRank:
 class Season:
     """The evaluations of one competition, model and source of seeds up to a round.
 
-    ledger: confirmed datasets. planned: start block and evaluations of each hotkey, by round.
+    ledger: confirmed datasets. public: block from which the rows of each were known when it was confirmed. planned:
+    start block and evaluations of each hotkey, by round.
     """
 
     losses: dict[ContentKey, dict[int, float]] = field(default_factory=dict)
     seeds: dict[tuple[ContentKey, int], int] = field(default_factory=dict)
     ledger: dict[ContentKey, LedgerLine] = field(default_factory=dict)
+    public: dict[ContentKey, int] = field(default_factory=dict)
     planned: list[tuple[int, Counter[str]]] = field(default_factory=list)
 
     def first_losses(self, key: ContentKey, runs: int) -> list[float]:
@@ -58,8 +60,8 @@ class CheckedRound:
 
     first_block: start of the first file. newest: each hotkey's newest stand before this round. earlier: losses of each
     dataset in earlier rounds, by number. versions: the newest version of each dataset that stands. refused_before:
-    hotkeys with a duplicate in the round before. burns: block and hotkey of weights that only the subnet's owner may
-    get.
+    hotkeys with a duplicate in the round before. confirmed_before: datasets in the ledger of an earlier round. burns:
+    block and hotkey of weights that only the subnet's owner may get.
     """
 
     findings: list[Finding]
@@ -69,6 +71,7 @@ class CheckedRound:
     earlier: Mapping[ContentKey, Mapping[int, float]]
     versions: Mapping[ContentKey, Version]
     refused_before: Set[str]
+    confirmed_before: Set[ContentKey]
     claimed_ranks: list[ClaimedRank] = field(default_factory=list)
     burns: list[tuple[int, str]] = field(default_factory=list)
 
@@ -82,7 +85,7 @@ class CheckedRound:
 
     def is_confirmed(self, key: ContentKey, evaluations: int) -> bool:
         """Check whether a dataset was confirmed before this round."""
-        return key in self.season.ledger or len(self.earlier.get(key, ())) >= evaluations
+        return key in self.confirmed_before or len(self.earlier.get(key, ())) >= evaluations
 
 
 class History:
@@ -111,14 +114,22 @@ class History:
         newest = {hotkey: stands[-1] for hotkey, stands in self._stands.items()}
         self._add_stands(header, newest)
         versions = self._versions(header)
-        checked = CheckedRound([], season, self._first_block, newest, earlier, versions, self._refused)
+        checked = CheckedRound(
+            [], season, self._first_block, newest, earlier, versions, self._refused, {*season.ledger}
+        )
         self._refused = {line.hotkey for line in header.table if line.reason is Reason.DUPLICATE}
         checked.findings += self._check_evaluations(header, season)
         checked.findings += _check_means(header, checked)
         checked.findings += self._check_ranks(header, checked)
         checked.findings += _check_credits(header, checked)
         checked.findings += self._check_shares(header, checked)
-        season.ledger.update({ContentKey(line.hotkey, line.digest): line for line in header.ledger})
+        for line in header.ledger:
+            key = ContentKey(line.hotkey, line.digest)
+            season.ledger[key] = line
+            # Of its own registration: the same rows of the next one become public later.
+            version = versions.get(key)
+            is_own = version is not None and version.registration_block == line.registration_block
+            season.public.setdefault(key, version.public_block if version is not None and is_own else line.rank_block)
         season.planned.append((header.start_block, Counter(line.hotkey for line in header.evaluations)))
         return checked
 
@@ -193,7 +204,7 @@ class History:
             past, version = season.ledger.get(key), versions.get(key)
             expected = version.seed_block if version else None
             if past is not None:
-                expected = max(past.rank_block, version.public_block) if version else past.rank_block
+                expected = max(past.rank_block, season.public[key])
             elif version is not None and checked.is_confirmed(key, header.incentives.evaluations):
                 expected = max(version.rank_block, version.public_block)
             if expected is None or block != first_seed_block(expected, header.incentives):

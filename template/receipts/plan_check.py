@@ -88,7 +88,9 @@ def _make_content(
         rank=Rank(source.rank_block, source.commit_block, tie_break(seed, key)),
         registration_block=source.registration_block,
         losses=tuple(loss for _, loss in sorted(checked.earlier.get(key, {}).items())),
-        seed_block=max(source.rank_block, public_block) if version is None or is_confirmed else version.seed_block,
+        seed_block=max(source.rank_block, checked.season.public.get(key, public_block))
+        if version is None or is_confirmed
+        else version.seed_block,
     )
 
 

@@ -112,9 +112,9 @@ def find_versions(
 ) -> list[Version]:
     """Return a hotkey's downloaded datasets of its newest registration, by age.
 
-    A dataset that returns after another ranks by its return, and keeps its seeds. The next dataset counts
-    `update_blocks` after the last one that counted. A file that came late counts from the aligned block after the round
-    that read it.
+    A dataset that returns after another ranks by its return, and keeps its seeds; a sealed one returns with its reveal.
+    The next dataset counts `update_blocks` after the last one that counted. A file that came late counts from the
+    aligned block after the round that read it.
     """
     registration_block = max((stand.registration_block for stand in stands), default=0)
     versions: list[Version] = []
@@ -139,7 +139,8 @@ def find_versions(
 
 
 def _is_continued(last: Version, stand: Stand, digest: str, period: int) -> bool:
-    return last.digest == digest and stand.first_block - last.last_block <= period and not stand.missing_block
+    first_block = max(stand.first_block, align(stand.reveal_block, period))
+    return last.digest == digest and first_block - last.last_block <= period and not stand.missing_block
 
 
 def _make_version(stand: Stand, digest: str, same: Sequence[Version], *, earliest: int, period: int) -> Version:
@@ -148,7 +149,8 @@ def _make_version(stand: Stand, digest: str, same: Sequence[Version], *, earlies
     revealed = align(stand.reveal_block, period)
     public_block = max(stand.first_block, revealed, stand.missing_block + period if is_late else 0)
     block = max(stand.first_block, stand.missing_block + 2 * period if is_late else 0)
-    rank_block = max(block, earliest)
+    # Rows that stood before have known seeds, so a seal must not give them an earlier rank than a plain return.
+    rank_block = max(block, earliest, revealed if same else 0)
     return Version(
         key=stand.key,
         digest=digest,
@@ -160,7 +162,7 @@ def _make_version(stand: Stand, digest: str, same: Sequence[Version], *, earlies
         public_block=same[0].public_block if same else public_block,
         public_commit_block=same[0].public_commit_block if same else stand.commit_block,
         rank_block=rank_block,
-        # Who knew the seeds before could choose by them, among datasets that never count or among sealed ones.
+        # Who knew the seeds before could choose by them, among datasets that never count or that are still sealed.
         seed_block=next((other.seed_block for other in same if other.is_counted), max(rank_block, public_block)),
         is_counted=rank_block <= stand.last_block,
     )

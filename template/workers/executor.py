@@ -118,11 +118,13 @@ def import_libraries() -> None:
     """
     if "template.train" in sys.modules:
         return
+    was_collecting = gc.isenabled()
     gc.disable()
     try:
         import template.train  # noqa: F401
     finally:
-        gc.enable()
+        if was_collecting:
+            gc.enable()
     gc.freeze()
 
 

@@ -74,10 +74,11 @@ class RevealedChain(TimelockedChain):
         return dict.fromkeys(reveals, 21)
 
 
-@pytest.mark.parametrize(("block", "is_right"), [(24, True), (36, True), (28, False), (32, False)])
-def test_seeds_before_the_first_file_count_from_commit_or_reveal(block: int, is_right: bool) -> None:
+@pytest.mark.parametrize(("block", "is_right"), [(36, True), (24, False), (28, False), (40, False)])
+def test_seeds_of_a_sealed_dataset_before_the_files_are_checked(block: int, is_right: bool) -> None:
     key = ContentKey(ACCOUNT.round.entries[0].key.hotkey, "0" * 64)
-    findings = list(check_claimed_ranks(HEADER, [ClaimedRank(key, block, None)], RevealedChain(60, {})))
+    later = dataclasses.replace(HEADER, start_block=48)
+    findings = list(check_claimed_ranks(later, [ClaimedRank(key, block, None)], RevealedChain(60, {})))
     assert (findings == []) == is_right, findings
 
 

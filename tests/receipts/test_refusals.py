@@ -72,7 +72,7 @@ def check(
         return rows[hotkeys[record.namespace]]
 
     header = dataclasses.replace(HEADER, table=tuple(table), ledger=())
-    checked = CheckedRound([], Season(), 28, {}, {}, versions, set())
+    checked = CheckedRound([], Season(), 28, {}, {}, versions, set(), set())
     refusals = RefusalCheck(read, {(AUTHOR, prefix): table[0].entry}, None, finds_copies=True)
     findings = [finding.text for finding in refusals.check(header, checked)]
     return [text.replace(COPIER, "copier").replace(AUTHOR, "author") for text in findings], refusals.notes

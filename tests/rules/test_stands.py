@@ -136,6 +136,21 @@ def test_seeds_of_a_sealed_dataset_count_from_its_reveal() -> None:
     assert (version.rank_block, version.public_block, version.seed_block) == (10, 40, 40)
 
 
+def test_sealed_return_ranks_by_its_reveal_and_keeps_seeds() -> None:
+    """Its seeds are known, so its author could let the luckiest of several be revealed."""
+    *_, again = versions_of(
+        make_stand(T1, 10), make_stand(T2, 20), make_stand(T1, 30, 90, commit_block=28, reveal_block=71)
+    )
+    assert (again.rank_block, again.public_block, again.seed_block) == (80, 10, 10)
+    never_counted = (
+        make_stand(T2, 20, 30),
+        make_stand(T3, 40, 50),
+        make_stand(T2, 60, 200, commit_block=58, reveal_block=101),
+    )
+    *_, again = versions_of(make_stand(T1, 10), *never_counted, update_blocks=55)
+    assert (again.rank_block, again.seed_block) == (110, 110)
+
+
 def test_versions_are_of_the_newest_registration() -> None:
     (version,) = versions_of(make_stand(T1, 10), make_stand(T1, 40, registration_block=30))
     assert (version.rank_block, version.seed_block, version.registration_block) == (40, 40, 30)

@@ -56,6 +56,18 @@ def test_libraries_are_imported_without_garbage_collection(monkeypatch: pytest.M
     assert gc.get_freeze_count() > frozen
 
 
+def test_callers_collector_stays_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template, "train", template.train)
+    monkeypatch.delitem(sys.modules, "template.train")
+    monkeypatch.setattr(sys, "meta_path", [StandIn()])
+    gc.disable()
+    try:
+        import_libraries()
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+
+
 def test_stray_print_goes_to_stderr() -> None:
     code = (
         "import os, sys\nfrom template.workers.worker import redirect_stdio\n"

@@ -126,14 +126,18 @@ def find_versions(runs: Iterable[Run], datasets: Mapping[str, frozenset[int]], r
         if run.text not in datasets or run.registration != registration:
             continue
         rows, newest = datasets[run.text], versions[-1] if versions else None
-        is_same = newest is not None and newest.rows == rows and run.first <= newest.last + period
+        revealed = next_aligned(run.reveal, period)
+        is_same = newest is not None and newest.rows == rows and max(run.first, revealed) <= newest.last + period
         if newest is not None and is_same and not run.missing:
             newest.text, newest.last = run.text, run.last
         else:
             # A late file counts from the second round after the last in which it was missing.
             since = max(run.first, run.missing + 2 * period if run.missing else 0)
+            if any(version.rows == rows for version in versions):
+                # A sealed dataset that stood before returns with its reveal.
+                since = max(since, revealed)
             newest = Version(run.text, rows, run.first, run.last, run.commit, run.registration, since)
-            readable = max(next_aligned(run.reveal, period), run.missing + period if run.missing else 0)
+            readable = max(revealed, run.missing + period if run.missing else 0)
             newest.seeded = max(run.first, readable)
             newest.public = (newest.seeded, run.commit)
             versions.append(newest)
@@ -271,7 +275,8 @@ def plan(
         for dataset in datasets:
             done = len(runs(dataset))
             for number in range(done + 1, min(done + most, until) + 1):
-                seed_block = dataset.seeded + (number - 1) // _RUNS_A_ROUND * rules.blocks_per_epoch
+                first = dataset.seeded if done < rules.evaluations else max(dataset.rank[0], dataset.public[0])
+                seed_block = first + (number - 1) // _RUNS_A_ROUND * rules.blocks_per_epoch
                 planned += [Planned(dataset, number, seed_block)] if seed_block <= block else []
         return planned
 
