@@ -20,7 +20,7 @@ from tests.fixtures.network import POOL, Net
 from tests.fixtures.validator import Bench, open_bench
 
 RETURN_RULES = dataclasses.replace(RULES, evaluations=6, hold=30, slots=4)
-DOUBTS = {Kind.RANK, Kind.PLAN, Kind.SEED}
+DOUBTS = {Kind.RANK, Kind.PLAN, Kind.SEED, Kind.INCONSISTENT, Kind.WEIGHTS}
 
 
 @contextmanager
@@ -35,7 +35,7 @@ def opened(net: Net) -> Iterator[tuple[Bench, SubmissionKey]]:
 
 
 def doubts(net: Net, rules: Incentives = RETURN_RULES) -> list[str]:
-    """Audit all files, and return the findings about ranks, plans and seeds."""
+    """Audit all files, and return the findings about ranks, plans, seeds and weights."""
     report = audit_files(net, [net.parts.folder / "state" / "rounds"], rules)
     return [finding.text for finding in report.findings if finding.kind in DOUBTS]
 
