@@ -59,8 +59,8 @@ def _table_without_ledger(inputs: table.Inputs) -> table.Table:
     return _make_table(dataclasses.replace(inputs, confirmed={}))
 
 
-def _stands_with_missing(*args: Any, missing: object, **kwargs: Any) -> list[Stand]:
-    return _extend_stands(*args, **kwargs)
+def _rank_by_commit(stand: Stand, digest: str, same: Sequence[Version], **kwargs: int) -> Version:
+    return _make_version(dataclasses.replace(stand, missing_block=0), digest, same, **kwargs)
 
 
 def _seeds_by_rank(stand: Stand, digest: str, same: Sequence[Version], **kwargs: int) -> Version:
@@ -94,7 +94,7 @@ def _plan_by_rank(
 
 
 _estimate_loss, _make_table = ledger.estimate_loss, table.make_table
-_extend_stands, _make_version = stands.extend_stands, stands._make_version
+_make_version = stands._make_version
 
 ABLATIONS = (
     Ablation(
@@ -150,7 +150,7 @@ ABLATIONS = (
             "hide a rival's new file for a day",
             "hide a rival's new file and copy it",
         ),
-        functions={"extend_stands": _stands_with_missing},
+        functions={"_make_version": _rank_by_commit},
     ),
     Ablation(
         "public when readable",
