@@ -73,6 +73,12 @@ def test_wait_without_a_request_ends_after_its_time() -> None:
     assert not request.wait(_WAIT_S) and not request.is_set()
 
 
+def test_time_that_is_over_before_the_wait_ends_it() -> None:
+    """As on a busy machine, or after a signal."""
+    for _ in range(10_000):
+        assert not StopRequest().wait(1e-6)
+
+
 def test_request_from_a_thread_ends_the_wait() -> None:
     request = StopRequest()
     timer = threading.Timer(_WAIT_S, request.set)

@@ -12,7 +12,7 @@ import shutil
 import socket
 import tempfile
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from queue import Empty, Queue
 
 import ray
 from filelock import FileLock, Timeout
@@ -45,7 +45,8 @@ class WorkerActor:
 
     def __init__(self, setup: bytes, eval_set: FileContent | None) -> None:
         """Start the worker with an encoded `Setup` and the evaluation set."""
-        self._lines: SimpleQueue[bytes] = SimpleQueue()
+        # A SimpleQueue can wait for ever in spite of its timeout: see template/stop_request.py.
+        self._lines: Queue[bytes] = Queue()
         self._worker: WorkerProcess | None = None
         self._folder, self._lock = _make_folder()
         self._place = _name_place()
