@@ -81,7 +81,7 @@ plant(Path(_HOME))
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
-    """Import the libraries without garbage collection, and exempt their objects: 6 s less in each process."""
+    """Import the libraries without garbage collection, and exempt their objects: 5 s less in each process."""
     gc.disable()
     try:
         return (yield)

@@ -39,14 +39,14 @@ class ClaimedRank:
 class Season:
     """The evaluations of one competition, model and source of seeds up to a round.
 
-    ledger: confirmed datasets. public: block from which the rows of each were known when it was confirmed. planned:
-    start block and evaluations of each hotkey, by round.
+    ledger: confirmed datasets. seed_blocks: block from which the later seeds of each count. planned: start block and
+    evaluations of each hotkey, by round.
     """
 
     losses: dict[ContentKey, dict[int, float]] = field(default_factory=dict)
     seeds: dict[tuple[ContentKey, int], int] = field(default_factory=dict)
     ledger: dict[ContentKey, LedgerLine] = field(default_factory=dict)
-    public: dict[ContentKey, int] = field(default_factory=dict)
+    seed_blocks: dict[ContentKey, int] = field(default_factory=dict)
     planned: list[tuple[int, Counter[str]]] = field(default_factory=list)
 
     def first_losses(self, key: ContentKey, runs: int) -> list[float]:
@@ -126,10 +126,11 @@ class History:
         for line in header.ledger:
             key = ContentKey(line.hotkey, line.digest)
             season.ledger[key] = line
-            # Of its own registration: the same rows of the next one become public later.
-            version = versions.get(key)
-            is_own = version is not None and version.registration_block == line.registration_block
-            season.public.setdefault(key, version.public_block if version is not None and is_own else line.rank_block)
+            version, block = versions.get(key), line.rank_block
+            # The same rows in the hotkey's next registration become public later.
+            if version is not None and version.registration_block == line.registration_block:
+                block = max(block, version.public_block)
+            season.seed_blocks.setdefault(key, block)
         season.planned.append((header.start_block, Counter(line.hotkey for line in header.evaluations)))
         return checked
 
@@ -204,7 +205,7 @@ class History:
             past, version = season.ledger.get(key), versions.get(key)
             expected = version.seed_block if version else None
             if past is not None:
-                expected = max(past.rank_block, season.public[key])
+                expected = season.seed_blocks[key]
             elif version is not None and checked.is_confirmed(key, header.incentives.evaluations):
                 expected = max(version.rank_block, version.public_block)
             if expected is None or block != first_seed_block(expected, header.incentives):

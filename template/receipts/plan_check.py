@@ -83,14 +83,13 @@ def _make_content(
     public_block = version.public_block if version else source.rank_block
     seed = "" if block_hash is None else block_hash(public_block)
     is_confirmed = checked.is_confirmed(key, header.incentives.evaluations)
+    later_seed_block = checked.season.seed_blocks.get(key, max(source.rank_block, public_block))
     return Content(
         key=key,
         rank=Rank(source.rank_block, source.commit_block, tie_break(seed, key)),
         registration_block=source.registration_block,
         losses=tuple(loss for _, loss in sorted(checked.earlier.get(key, {}).items())),
-        seed_block=max(source.rank_block, checked.season.public.get(key, public_block))
-        if version is None or is_confirmed
-        else version.seed_block,
+        seed_block=version.seed_block if version and not is_confirmed else later_seed_block,
     )
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from template.chain.client import beacon_round_at
-from template.competition import Incentives
 from template.receipts.files import read_round
 from template.receipts.findings import Kind
 from template.receipts.round_file import EvaluationLine
@@ -34,9 +33,9 @@ def opened(net: Net) -> Iterator[tuple[Bench, SubmissionKey]]:
         yield bench, key
 
 
-def doubts(net: Net, rules: Incentives = RETURN_RULES) -> list[str]:
+def doubts(net: Net) -> list[str]:
     """Audit all files, and return the findings about ranks, plans, seeds and weights."""
-    report = audit_files(net, [net.parts.folder / "state" / "rounds"], rules)
+    report = audit_files(net, [net.parts.folder / "state" / "rounds"], RETURN_RULES)
     return [finding.text for finding in report.findings if finding.kind in DOUBTS]
 
 

@@ -46,20 +46,25 @@ class StandIn(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         self.is_collecting.append(gc.isenabled())
 
 
-def test_libraries_are_imported_without_garbage_collection(monkeypatch: pytest.MonkeyPatch) -> None:
-    finder, frozen = StandIn(), gc.get_freeze_count()
+@pytest.fixture
+def finder(monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    """Takes the place of all libraries, as if none was imported."""
     monkeypatch.setattr(template, "train", template.train)
     monkeypatch.delitem(sys.modules, "template.train")
+    finder = StandIn()
     monkeypatch.setattr(sys, "meta_path", [finder])
+    return finder
+
+
+def test_libraries_are_imported_without_garbage_collection(finder: StandIn) -> None:
+    frozen = gc.get_freeze_count()
     import_libraries()
     assert (finder.is_collecting, gc.isenabled()) == ([False], True)
     assert gc.get_freeze_count() > frozen
 
 
-def test_callers_collector_stays_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(template, "train", template.train)
-    monkeypatch.delitem(sys.modules, "template.train")
-    monkeypatch.setattr(sys, "meta_path", [StandIn()])
+@pytest.mark.usefixtures("finder")
+def test_callers_collector_stays_off() -> None:
     gc.disable()
     try:
         import_libraries()
