@@ -15,10 +15,10 @@ import torch
 from template.data.encoding import EncodedRow
 from template.training.attention import Layout, PaddedBlock, TokenMask, VarlenSpans
 
-# Lengths of packs, of packs with a mask, and of the rows of a padded block are multiples of these: CPU kernels are
-# compiled and cached for each shape.
+# Lengths of packs and of the rows of a padded block are multiples of these: bfloat16 kernels of a CPU are compiled and
+# cached for each shape, and a GPU's are faster for some.
+_CPU_PACK_STEP = 8
 _PACK_STEP = 32
-_MASKED_PACK_STEP = 16
 _ROW_STEP = 16
 
 # Attention reads a prefix once for each row; this bounds a pack's keys, in multiples of its tokens.
@@ -267,7 +267,7 @@ def build_pack(
             counts.append(len(predicted))
         segments.append(_Segments(parts, prefix_start, prefix))
     token_count = len(ids)
-    padding = -token_count % (_MASKED_PACK_STEP if kind is TokenMask else _PACK_STEP)
+    padding = -token_count % (_CPU_PACK_STEP if device.type == "cpu" else _PACK_STEP)
     # Under a mask, a value that is not finite reaches all tokens. So the padding repeats a token of a row, whose states
     # it has, too: it is not finite only if the row is not.
     ids.extend([ids[0] if kind is TokenMask else 0] * padding)

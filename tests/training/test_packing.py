@@ -139,7 +139,7 @@ def test_blocks_cover_the_pack_with_right_padding(pack_rows: Packing, max_tokens
                     assert set(queries.tolist()) == set(queries[mine].tolist())
             assert start == pack.token_count
             # Few lengths, because kernels are compiled and cached for each.
-            assert pack.input_ids.shape[1] == pack.positions.shape[1] == start + -start % 32
+            assert pack.input_ids.shape[1] == pack.positions.shape[1] == start + -start % 8
             assert all(block.query_indices.shape[1] % 16 == 0 for block in blocks_of(pack))
 
 
@@ -257,7 +257,7 @@ def test_mask_shows_a_token_its_row_up_to_itself(max_tokens: int) -> None:
                 assert len(blocks_of(pack)) == len(pack.indices) == 1
                 continue
             length, count = pack.input_ids.shape[1], pack.token_count
-            assert length == count + -count % 16
+            assert length == count + -count % 8
             # Only padding is of no row, and each of its tokens sees itself alone.
             rows = [set(places) for places in tokens_by_row(pack)]
             assert set().union(*rows) == set(range(count))
@@ -352,14 +352,14 @@ def test_equal_rows_share_all_but_the_last_token() -> None:
     rows = [row_of([1, 2, 3, 4])] * 5
     assert group_all(rows) == [Group((0, 1, 2, 3, 4), 3)]
     (pack,) = share_all(rows, 10**6)
-    assert pack.input_ids.tolist() == [[1, 2, 3] + [4] * 5 + [0] * 24]
-    assert pack.positions.tolist() == [[0, 1, 2] + [3] * 5 + [0] * 24]
+    assert pack.input_ids.tolist() == [[1, 2, 3] + [4] * 5]
+    assert pack.positions.tolist() == [[0, 1, 2] + [3] * 5]
 
 
 def test_single_row_is_a_pack_and_no_rows_are_none() -> None:
     (pack,) = share_all([row_with_targets([5, 6, 7, 8, 9], {1, 3})], 10**6)
     # Tokens after the last target are not computed, nor is the last target itself.
-    assert pack.input_ids.tolist() == [[5, 6, 7] + [0] * 29]
+    assert pack.input_ids.tolist() == [[5, 6, 7] + [0] * 5]
     assert (pack.sources.tolist(), pack.targets.tolist(), pack.counts) == ([0, 2], [6, 8], (2,))
     assert share_all([], 64) == pack_all([], 64) == group_all([]) == []
 
