@@ -5,6 +5,7 @@ evaluation, so that a loss does not depend on earlier evaluations.
 """
 
 import contextlib
+import ctypes
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -235,7 +236,9 @@ def load_model(
             if model_path is not None and file_states(model_path) != before:
                 raise ConfigError(f"--model_path {model_path}: a file changed while the model was loaded; try again")
             check_parity(base, lambda part: wrap(part, torch.device("cpu")), origin)
-            return wrap(base.to(device), device)
+            model = wrap(base.to(device), device)
+    _return_freed_memory()
+    return model
 
 
 def load_tokenizer(args: TrainingArgs, *, model_path: Path | None = None) -> Tokenize:
@@ -278,6 +281,15 @@ def _read_base(origin: str, dtype: torch.dtype, where: dict[str, str | None]) ->
         # Otherwise the weights stay mapped to their file, and a change of the file changes losses.
         tensor.data = tensor.data.clone()
     return base
+
+
+def _return_freed_memory() -> None:
+    """Return the memory of weights that were copied and freed to the system, with glibc.
+
+    transformers converts weights in threads of its own, whose freed memory no other thread would use.
+    """
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _read_tokenizer(origin: str, where: dict[str, str | None]) -> Any:

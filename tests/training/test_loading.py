@@ -1,5 +1,6 @@
 """Loading a model from a folder or the Hub: what is read, rejected and recorded."""
 
+import ctypes
 import dataclasses
 import json
 import pickle
@@ -24,6 +25,7 @@ from template.localnet.hub.store import upload_files
 from template.training import model as model_module
 from template.training.model import ScoringModel, load_model
 from template.training.model_files import digest_folder
+from tests.campaigns.measure import memory_kib
 from tests.fixtures.faulty_hub import FaultKind, FaultyHub, HubFault, set_faults
 from tests.fixtures.hub import TOKEN, use_endpoint
 from tests.fixtures.training import CPU, DTYPES, MODEL_ID, base_parameters, digests, edit_weights, make_args
@@ -213,6 +215,23 @@ def test_file_changed_in_place_does_not_change_losses(folder: Path) -> None:
     command = [sys.executable, "-c", LOSSES_AFTER_CHANGES, str(folder)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+
+
+def test_loading_keeps_the_memory_of_the_weights_only(folder: Path) -> None:
+    release = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if release is None:
+        pytest.skip("this C library returns memory in its own way")
+    config = transformers.AutoConfig.from_pretrained(folder, hidden_size=1024, intermediate_size=4096)
+    large = transformers.AutoModelForCausalLM.from_config(config)
+    weights_kib = sum(weight.numel() for weight in large.parameters()) * 4 // 1024
+    # Published models are bfloat16, so their weights are converted at load.
+    large.to(torch.bfloat16).save_pretrained(folder)
+    del large
+    release(0)
+    before = memory_kib("RssAnon")
+    model = load(folder)
+    grown = memory_kib("RssAnon") - before
+    assert weights_kib <= grown < 1.5 * weights_kib, model.source
 
 
 def test_file_changed_during_the_load_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
