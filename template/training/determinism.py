@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from template.errors import ConfigError, HostError
 from template.training import environment
 from template.training.environment import CUBLAS_WORKSPACE
+from template.training.heap import return_freed_memory
 
 # All of torch's attention kernels: it takes the best deterministic one, unless a caller has disabled some.
 _ATTENTION_KERNELS = [
@@ -59,6 +60,7 @@ def thread_lanes(count: int) -> Iterator[Executor]:
             yield executor
     finally:
         torch.set_num_threads(before)  # per process, not per thread, in some OpenMP libraries
+        return_freed_memory()  # of the threads, which no other thread would use
 
 
 def _set_lane_threads(count: int) -> None:

@@ -5,7 +5,6 @@ evaluation, so that a loss does not depend on earlier evaluations.
 """
 
 import contextlib
-import ctypes
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from template.training.cross_entropy import target_losses
 from template.training.cuda_graphs import TrainingGraphs
 from template.training.dropout import CpuDropout, CudaDropout, Dropout
 from template.training.families import check_config
+from template.training.heap import return_freed_memory
 from template.training.layers import replace_layers
 from template.training.lora import LoRALinear
 from template.training.model_files import check_snapshot, digest_folder, file_states, find_kind_problem
@@ -237,7 +237,7 @@ def load_model(
                 raise ConfigError(f"--model_path {model_path}: a file changed while the model was loaded; try again")
             check_parity(base, lambda part: wrap(part, torch.device("cpu")), origin)
             model = wrap(base.to(device), device)
-    _return_freed_memory()
+    return_freed_memory()  # of the threads in which transformers converts weights, and of weights that were joined
     return model
 
 
@@ -281,15 +281,6 @@ def _read_base(origin: str, dtype: torch.dtype, where: dict[str, str | None]) ->
         # Otherwise the weights stay mapped to their file, and a change of the file changes losses.
         tensor.data = tensor.data.clone()
     return base
-
-
-def _return_freed_memory() -> None:
-    """Return the memory of weights that were copied and freed to the system, with glibc.
-
-    transformers converts weights in threads of its own, whose freed memory no other thread would use.
-    """
-    with contextlib.suppress(AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _read_tokenizer(origin: str, where: dict[str, str | None]) -> Any:

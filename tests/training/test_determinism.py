@@ -13,6 +13,8 @@ import torch
 import template
 from template.errors import ConfigError, HostError
 from template.training import determinism, environment
+from template.training.heap import return_freed_memory
+from tests.campaigns.measure import memory_kib
 from tests.fixtures.training import CPU
 
 CUDA = torch.device("cuda:0")
@@ -258,3 +260,20 @@ def test_deterministic_mode_is_reentrant() -> None:
         with determinism.deterministic_mode(CPU):
             pass
         assert torch.are_deterministic_algorithms_enabled()
+
+
+def test_lanes_return_the_memory_that_they_freed() -> None:
+    if not hasattr(ctypes.CDLL(None), "malloc_trim"):
+        pytest.skip("this C library returns memory in its own way")
+
+    def allocate(_: int) -> torch.Tensor:
+        # The last tensor stays and is above all freed ones, so the heap does not shrink by itself.
+        return [torch.zeros(2**14) for _ in range(1024)][-1]
+
+    return_freed_memory()  # of earlier tests, which the threads could use
+    before = memory_kib("RssAnon")
+    with determinism.thread_lanes(2) as executor:
+        last = list(executor.map(allocate, range(2)))
+        assert memory_kib("RssAnon") - before > 2**16
+    assert memory_kib("RssAnon") - before < 2**14
+    assert len(last) == 2

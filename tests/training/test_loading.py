@@ -23,6 +23,7 @@ from template.config import TrainingArgs
 from template.errors import ConfigError, Reason, RemoteError, SubmissionError
 from template.localnet.hub.store import upload_files
 from template.training import model as model_module
+from template.training.heap import return_freed_memory
 from template.training.model import ScoringModel, load_model
 from template.training.model_files import digest_folder
 from tests.campaigns.measure import memory_kib
@@ -218,8 +219,7 @@ def test_file_changed_in_place_does_not_change_losses(folder: Path) -> None:
 
 
 def test_loading_keeps_the_memory_of_the_weights_only(folder: Path) -> None:
-    release = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if release is None:
+    if not hasattr(ctypes.CDLL(None), "malloc_trim"):
         pytest.skip("this C library returns memory in its own way")
     config = transformers.AutoConfig.from_pretrained(folder, hidden_size=1024, intermediate_size=4096)
     large = transformers.AutoModelForCausalLM.from_config(config)
@@ -227,7 +227,7 @@ def test_loading_keeps_the_memory_of_the_weights_only(folder: Path) -> None:
     # Published models are bfloat16, so their weights are converted at load.
     large.to(torch.bfloat16).save_pretrained(folder)
     del large
-    release(0)
+    return_freed_memory()
     before = memory_kib("RssAnon")
     model = load(folder)
     grown = memory_kib("RssAnon") - before
