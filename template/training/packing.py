@@ -8,7 +8,7 @@ itself, dropout is distributed as if the row were computed alone, so the expecte
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -20,6 +20,9 @@ from template.training.attention import Layout, PaddedBlock, TokenMask, VarlenSp
 _CPU_PACK_STEP = 8
 _PACK_STEP = 32
 _ROW_STEP = 16
+
+# Of a block on a CPU, each row fills at least this share.
+_LEAST_FILL = 0.75
 
 # Attention reads a prefix once for each row; this bounds a pack's keys, in multiples of its tokens.
 _KEYS_PER_TOKEN = 8
@@ -278,7 +281,7 @@ def build_pack(
     elif kind is VarlenSpans:
         layout = _make_spans(segments, token_count, padding, device)
     else:
-        layout = tuple(_make_block(part, device) for part in segments)
+        layout = tuple(_make_block(part, device) for segment in segments for part in _split_by_length(segment, device))
     return Pack(
         indices=tuple(index for group in groups for index in group.indices),
         token_count=token_count,
@@ -300,11 +303,26 @@ def _move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
+def _split_by_length(segments: _Segments, device: torch.device) -> Iterator[_Segments]:
+    """Split parts, longest first, by their lengths on a CPU, so that little of a block is padding."""
+    block: list[tuple[int, int]] = []
+    for part in segments.parts:
+        if block and device.type == "cpu" and _width(part) < _LEAST_FILL * _width(block[0]):
+            yield replace(segments, parts=block)
+            block = []
+        block.append(part)
+    yield replace(segments, parts=block)
+
+
+def _width(part: tuple[int, int]) -> int:
+    """Return the padded length of a part (start, length)."""
+    return part[1] + -part[1] % _ROW_STEP
+
+
 def _make_block(segments: _Segments, device: torch.device) -> PaddedBlock:
     starts = torch.tensor([start for start, _ in segments.parts]).unsqueeze(1)
     lengths = torch.tensor([length for _, length in segments.parts]).unsqueeze(1)
-    width = int(lengths.max())
-    slots = torch.arange(width + -width % _ROW_STEP).unsqueeze(0)
+    slots = torch.arange(max(map(_width, segments.parts))).unsqueeze(0)
     queries = (starts + torch.minimum(slots, lengths - 1)).to(device)
     before = torch.arange(segments.prefix_start, segments.prefix_start + segments.prefix, device=device)
     return PaddedBlock(

@@ -40,7 +40,7 @@ LAYOUTS = {
     "one row": pack_lengths(37),
     "one token": pack_lengths(1),
     "equal rows": pack_lengths(20, 20, 20),
-    "unequal rows": pack_lengths(5, 41, 17, 1),
+    "unequal rows": pack_lengths(5, 41, 17, 39, 1),
     "rows longer than a chunk": pack_lengths(2 * QUERY_CHUNK + 3, QUERY_CHUNK + 1, QUERY_CHUNK),
     "a shared start": pack_groups((23, [4, 19, 1])),
     "a shared start of equal rows": pack_groups((23, [6, 6])),
@@ -164,17 +164,18 @@ def test_without_blocks_each_batch_row_is_a_sequence() -> None:
 
 
 def tokens_of_row(pack: Pack, row: int) -> torch.Tensor:
-    """Return the tokens of a row in a pack of one block without prefix."""
-    (block,) = blocks_of(pack)
-    return block.query_indices[row].unique()
+    """Return the tokens of a row in a pack without prefixes."""
+    rows = [queries for block in blocks_of(pack) for queries in block.query_indices]
+    return rows[row].unique()
 
 
 @pytest.mark.parametrize("poison", [math.inf, math.nan])
 @both_dtypes
-@pytest.mark.parametrize("row", [0, 1, 3])
+@pytest.mark.parametrize("row", [0, 1, 4])
 def test_non_finite_row_changes_no_other_row(row: int, dtype: torch.dtype, poison: float) -> None:
-    # The longest row, a padded one, and one of a single token.
+    # The longest row, one that is padded beside it, and one of a single token beside another.
     pack = LAYOUTS["unequal rows"]
+    assert [len(block.query_indices) for block in blocks_of(pack)] == [2, 1, 2]
     broken = tokens_of_row(pack, row)
     others = torch.ones(pack.input_ids.shape[1], dtype=torch.bool).index_fill(0, broken, False)
 

@@ -304,6 +304,19 @@ def test_other_devices_share_nothing_and_use_one_block() -> None:
     assert [len(blocks_of(pack)) for pack in packs] == [1, 1]
 
 
+def test_rows_of_a_cpus_block_have_similar_lengths() -> None:
+    rows = [row_of([1] * 30 + [2 + row] * length) for row, length in enumerate([96, 80, 72, 66, 50, 48, 20, 4])]
+    (pack,) = share_all(rows, 10**6)
+    # The prefix, then the tokens between it and the last target, padded to multiples of 16.
+    assert [tuple(block.query_indices.shape) for block in blocks_of(pack)] == [
+        (1, 32),
+        (4, 96),
+        (2, 64),
+        (1, 32),
+        (1, 16),
+    ]
+
+
 def test_lane_with_a_rows_prefix_takes_the_row() -> None:
     # By length alone, the third row would go beside the second.
     prefixes = ([1] * 30, [2] * 30, [1] * 30)
