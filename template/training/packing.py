@@ -21,7 +21,7 @@ _CPU_PACK_STEP = 8
 _PACK_STEP = 32
 _ROW_STEP = 16
 
-# Of a block on a CPU, each row fills at least this share.
+# Of a block's width on a CPU, the padded length of each row is at least this share.
 _LEAST_FILL = 0.75
 
 # Attention reads a prefix once for each row; this bounds a pack's keys, in multiples of its tokens.
