@@ -60,7 +60,7 @@ def thread_lanes(count: int) -> Iterator[Executor]:
             yield executor
     finally:
         torch.set_num_threads(before)  # per process, not per thread, in some OpenMP libraries
-        return_freed_memory()  # of the threads, which no other thread would use
+        return_freed_memory()  # of the threads, which the evaluation's thread would not use
 
 
 def _set_lane_threads(count: int) -> None:

@@ -15,8 +15,8 @@ import torch
 from template.data.encoding import EncodedRow
 from template.training.attention import Layout, PaddedBlock, TokenMask, VarlenSpans
 
-# Lengths of packs and of the rows of a padded block are multiples of these: bfloat16 kernels of a CPU are compiled and
-# cached for each shape, and a GPU's are faster for some.
+# Lengths of packs and of the rows of a padded block are multiples of these, because bfloat16 kernels of a CPU are
+# compiled and cached for each shape. On a GPU, another step would change losses.
 _CPU_PACK_STEP = 8
 _PACK_STEP = 32
 _ROW_STEP = 16

@@ -15,7 +15,7 @@ from template.errors import ConfigError, HostError
 from template.training import determinism, environment
 from template.training.heap import return_freed_memory
 from tests.campaigns.measure import memory_kib
-from tests.fixtures.training import CPU
+from tests.fixtures.training import CPU, needs_malloc_trim
 
 CUDA = torch.device("cuda:0")
 
@@ -262,10 +262,8 @@ def test_deterministic_mode_is_reentrant() -> None:
         assert torch.are_deterministic_algorithms_enabled()
 
 
+@needs_malloc_trim
 def test_lanes_return_the_memory_that_they_freed() -> None:
-    if not hasattr(ctypes.CDLL(None), "malloc_trim"):
-        pytest.skip("this C library returns memory in its own way")
-
     def allocate(_: int) -> torch.Tensor:
         # The last tensor stays and is above all freed ones, so the heap does not shrink by itself.
         return [torch.zeros(2**14) for _ in range(1024)][-1]

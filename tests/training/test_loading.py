@@ -1,6 +1,5 @@
 """Loading a model from a folder or the Hub: what is read, rejected and recorded."""
 
-import ctypes
 import dataclasses
 import gc
 import json
@@ -30,7 +29,16 @@ from template.training.model_files import digest_folder
 from tests.campaigns.measure import memory_kib
 from tests.fixtures.faulty_hub import FaultKind, FaultyHub, HubFault, set_faults
 from tests.fixtures.hub import TOKEN, use_endpoint
-from tests.fixtures.training import CPU, DTYPES, MODEL_ID, base_parameters, digests, edit_weights, make_args
+from tests.fixtures.training import (
+    CPU,
+    DTYPES,
+    MODEL_ID,
+    base_parameters,
+    digests,
+    edit_weights,
+    make_args,
+    needs_malloc_trim,
+)
 
 
 @pytest.fixture
@@ -219,9 +227,8 @@ def test_file_changed_in_place_does_not_change_losses(folder: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
 
 
+@needs_malloc_trim
 def test_loading_keeps_the_memory_of_the_weights_only(folder: Path) -> None:
-    if not hasattr(ctypes.CDLL(None), "malloc_trim"):
-        pytest.skip("this C library returns memory in its own way")
     config = transformers.AutoConfig.from_pretrained(folder, hidden_size=1024, intermediate_size=4096)
     large = transformers.AutoModelForCausalLM.from_config(config)
     weights_kib = sum(weight.numel() for weight in large.parameters()) * 4 // 1024
